@@ -1,0 +1,1 @@
+"""Sparse Modular Activation on stock PyTorch."""

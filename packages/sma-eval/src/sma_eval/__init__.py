@@ -1,0 +1,1 @@
+"""Ablations over routing policies and sub-module pools, on Ray Tune."""

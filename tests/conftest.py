@@ -1,0 +1,27 @@
+"""What every test shares: shape checks, quiet libraries, the real logs where they are."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+# Shapes in signatures are checked in every test. The hook must stand before the first import of
+# sma_core; a machine without beartype (a bare GPU box) still runs the tests, unchecked.
+if find_spec("beartype") is not None:
+    from jaxtyping import install_import_hook
+
+    install_import_hook(["sma_core"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def real_logs() -> Path:
+    """Folder of the public logs (smd/, asd/, services/, hdfs/), named by SMA_DATA."""
+    folder = os.environ.get("SMA_DATA")
+    if not folder or not (Path(folder) / "smd").is_dir():
+        pytest.skip("the public logs are not here: set SMA_DATA to the folder that holds smd/")
+    return Path(folder)

@@ -1,0 +1,37 @@
+"""The one table of numeric tolerances. A test names a row; the row says why it is that wide."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tolerance(NamedTuple):
+    """Largest allowed relative difference, ||a - b|| / ||b||, and why it is not smaller."""
+
+    relative: float
+    reason: str
+
+
+TOLERANCES: dict[str, Tolerance] = {
+    "float64": Tolerance(1e-10, "same equations, other order of summation"),
+    "float32": Tolerance(2e-5, "sums of up to a few thousand terms in another order"),
+    "bfloat16": Tolerance(2e-2, "8 bits of mantissa, rounded at every layer"),
+    "float16": Tolerance(5e-3, "11 bits of mantissa, rounded at every layer"),
+}
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b|| in float64; infinite where either holds a NaN or they differ in shape."""
+    if a.shape != b.shape:
+        return float("inf")
+    a, b = a.detach().double().cpu(), b.detach().double().cpu()
+    difference = (a - b).norm() / b.norm().clamp_min(1e-30)
+    return float("inf") if torch.isnan(difference) else difference.item()
+
+
+def assert_close(a: Tensor, b: Tensor, row: str) -> None:
+    """Fail unless `a` and `b` agree within the named row of the table."""
+    difference = relative_difference(a, b)
+    limit = TOLERANCES[row]
+    assert difference <= limit.relative, f"{difference:.3g} > {limit.relative:.3g} ({limit.reason})"
