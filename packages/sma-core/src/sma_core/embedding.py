@@ -1,0 +1,90 @@
+"""From channels to the residual stream: numeric with missing indicators, plus categorical."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sma_core.config import InputConfig
+from sma_core.errors import ShapeError
+from sma_core.inputs import Inputs
+
+
+class Embedding(nn.Module):
+    """Embed a time step: one linear map of the numeric channels, one table per categorical one.
+
+    A numeric value that is not finite counts as missing: it enters as 0 and a second feature of
+    its channel, the indicator, as 1.
+
+    Parameters
+    ----------
+    config
+        The channels.
+    width
+        D.
+    """
+
+    def __init__(self, config: InputConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.numeric = nn.Linear(2 * config.numeric, width) if config.numeric else None
+        self.categorical = nn.ModuleList(nn.Embedding(n, width) for n in config.categorical)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start with a variance near 1 in the residual stream, for standardised channels."""
+        sources = bool(self.config.numeric) + len(self.config.categorical)
+        if self.numeric is not None:
+            nn.init.normal_(self.numeric.weight, std=(sources * self.config.numeric) ** -0.5)
+            nn.init.zeros_(self.numeric.bias)
+        for table in self.categorical:
+            nn.init.normal_(table.weight, std=sources**-0.5)  # type: ignore[union-attr]
+
+    def forward(
+        self, inputs: Inputs, valid: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Embed every step; what stands in padded steps is never read.
+
+        Raises
+        ------
+        ShapeError
+            The channels are not the model's, or an index lies outside its vocabulary.
+        """
+        inputs.check(self.config)
+        parts: list[Tensor] = []
+        if self.numeric is not None and inputs.numeric is not None:
+            x = inputs.numeric.to(self.numeric.weight.dtype)
+            present = x.isfinite() if valid is None else x.isfinite() & valid[..., None]
+            x = torch.cat((x.where(present, 0.0), ~present), dim=-1)
+            parts.append(self.numeric(x))
+        if inputs.categorical is not None:
+            indices = inputs.categorical
+            if valid is not None:
+                indices = indices.where(valid[..., None], 0)
+            for i, table in enumerate(self.categorical):
+                try:
+                    parts.append(table(indices[..., i]))
+                except IndexError:
+                    size = self.config.categorical[i]
+                    raise ShapeError(
+                        f"categorical: an index of channel {i} lies outside 0..{size - 1}"
+                    ) from None
+        return sum(parts[1:], start=parts[0])
+
+
+class Head(nn.Linear):
+    """Linear map to the outputs, at every step or of the mean over steps."""
+
+    def reset_parameters(self) -> None:
+        """Draw small truncated normal weights, so that a fresh model predicts near zero."""
+        nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
+        nn.init.zeros_(self.bias)
+
+
+def masked_sum(
+    x: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, "B D"]:
+    """Sum over the valid steps, in float32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if valid is None:
+        return x.sum(1)
+    return x.where(valid[..., None], 0.0).sum(1)

@@ -1,0 +1,76 @@
+"""What a model carries from step to step: a tree of tensors with the batch as first axis."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+Tree = TypeVar("Tree", bound="TensorState")  # not Self: run-time type checkers refuse that one
+
+
+class TensorState:
+    """Base of state dataclasses: fields are tensors [B, ...], states, lists of these, or None."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Iterate over the tensors of the tree, in field order."""
+        found: list[Tensor] = []
+        self.map(lambda tensor: found.append(tensor) or tensor)
+        return iter(found)
+
+    def map(self: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
+        """Build a new tree with `function` applied to every tensor."""
+
+        def visit(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, TensorState):
+                return value.map(function)
+            return [visit(item) for item in value] if isinstance(value, list) else value
+
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return dataclasses.replace(self, **{f.name: visit(getattr(self, f.name)) for f in fields})  # type: ignore[type-var]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def clone(self: Tree) -> Tree:
+        """Copy without sharing memory."""
+        return self.map(Tensor.clone)
+
+    def select(self: Tree, index: Int[Tensor, "K"]) -> Tree:
+        """Copy the given batch rows, in that order."""
+        return self.map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+
+    def to(self: Tree, device: Any) -> Tree:
+        """Copy to another device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+
+@dataclass
+class State(TensorState):
+    """State of a whole model; `forward` and `step` update it in place.
+
+    Parameters
+    ----------
+    position
+        Steps taken so far by each sequence of the batch.
+    layers
+        One state per layer, as the architecture defines it.
+    pooled
+        Sum over steps of the last layer's output, for sequence classification; else None.
+    """
+
+    position: Int[Tensor, "B"]
+    layers: list[Any]
+    pooled: Float[Tensor, "B D"] | None = None
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return self.position.shape[0]
