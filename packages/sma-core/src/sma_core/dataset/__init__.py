@@ -1,0 +1,21 @@
+"""The prepared data set: one folder, a JSON card and one safetensors file per split.
+
+It is the only thing that passes between whoever prepares data and whoever trains or replays, and
+torch and safetensors are enough to read it. See `card` for the layout.
+"""
+
+from .card import CategoricalChannel, DatasetCard, NumericChannel, SplitCard
+from .reader import PreparedDataset, Rows, SequenceRef, Split
+from .writer import DatasetWriter
+
+__all__ = [
+    "CategoricalChannel",
+    "DatasetCard",
+    "DatasetWriter",
+    "NumericChannel",
+    "PreparedDataset",
+    "Rows",
+    "SequenceRef",
+    "Split",
+    "SplitCard",
+]
