@@ -4,11 +4,13 @@ It is the only thing that passes between whoever prepares data and whoever train
 torch and safetensors are enough to read it. See `card` for the layout.
 """
 
+from .batching import Batch, WindowSampler, batches
 from .card import CategoricalChannel, DatasetCard, NumericChannel, SplitCard
 from .reader import PreparedDataset, Rows, SequenceRef, Split
 from .writer import DatasetWriter
 
 __all__ = [
+    "Batch",
     "CategoricalChannel",
     "DatasetCard",
     "DatasetWriter",
@@ -18,4 +20,6 @@ __all__ = [
     "SequenceRef",
     "Split",
     "SplitCard",
+    "WindowSampler",
+    "batches",
 ]
