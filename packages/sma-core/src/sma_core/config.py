@@ -369,8 +369,9 @@ class TransformerConfig(ArchitectureConfig):
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Plain form of a configuration, ready for JSON, with its tag first."""
+    fields = dataclasses.fields(config)
     tagged = {config.tag: getattr(config, config.tag)} if isinstance(config, _Tagged) else {}
-    return tagged | {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return tagged | {f.name: _plain(getattr(config, f.name)) for f in fields}
 
 
 def config_from_dict(data: Mapping[str, Any]) -> ArchitectureConfig:

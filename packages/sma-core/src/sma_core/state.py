@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
 Tree = TypeVar("Tree", bound="TensorState")  # not Self: run-time type checkers refuse that one
 
 

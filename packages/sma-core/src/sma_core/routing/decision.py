@@ -1,6 +1,6 @@
 """The seam between routers and everything else: who runs at which step, and how surely."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -32,3 +32,7 @@ class RoutingDecision:
     def margin(self) -> Float[Tensor, "B T M"] | None:
         """Run logit minus skip logit: how far the decision is from flipping."""
         return None if self.logits is None else self.logits[..., 1] - self.logits[..., 0]
+
+    def within(self, valid: Bool[Tensor, "B T"]) -> "RoutingDecision":
+        """Run nothing outside the valid steps."""
+        return replace(self, active=self.active & valid.unsqueeze(-1))

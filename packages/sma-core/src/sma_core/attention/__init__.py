@@ -1,0 +1,18 @@
+"""Windowed attention over packed rows, on any device, with stock operations."""
+
+from sma_core.attention.blocks import RowBlocks
+from sma_core.attention.cache import AttentionCache
+from sma_core.attention.positions import Local, PositionScheme, Rotary, Simple, build_positions
+from sma_core.attention.windowed import weigh, windowed_attention
+
+__all__ = [
+    "AttentionCache",
+    "Local",
+    "PositionScheme",
+    "Rotary",
+    "RowBlocks",
+    "Simple",
+    "build_positions",
+    "weigh",
+    "windowed_attention",
+]

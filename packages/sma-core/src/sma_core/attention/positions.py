@@ -1,0 +1,112 @@
+"""How attention knows where a row lies: rotate queries and keys, or add a bias to the scores."""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sma_core.config import GatedAttentionConfig
+
+
+class PositionScheme(nn.Module):
+    """Base of position schemes; a scheme does one of two things, the other stays as it is here.
+
+    Parameters
+    ----------
+    config
+        The attention it serves.
+    causal
+        Whether keys lie only at or before the query.
+    """
+
+    uses_time: ClassVar[bool] = False  # whether `bias` reads distances in time
+
+    def __init__(self, config: GatedAttentionConfig, *, causal: bool) -> None:
+        super().__init__()
+
+    def rotate(self, x: Float[Tensor, "R 2 Z"], position: Int[Tensor, "R"]) -> Tensor:
+        """Turn queries and keys by their time index."""
+        return x
+
+    def bias(self, rows: Tensor, time: Tensor | None) -> Tensor | None:
+        """Score to add.
+
+        Parameters
+        ----------
+        rows
+            Distance from key to query in active rows, any shape.
+        time
+            The same in time steps, or None unless `uses_time`.
+        """
+        return None
+
+
+class Rotary(PositionScheme):
+    """Rotate interleaved pairs by the time index (Su et al., arXiv 2104.09864), theta 10,000."""
+
+    def __init__(self, config: GatedAttentionConfig, *, causal: bool) -> None:
+        super().__init__(config, causal=causal)
+        exponent = torch.arange(0, config.query_width, 2, dtype=torch.float64)
+        # No buffer: a cast of the model would round it.
+        self._frequency = 10_000 ** (-exponent / config.query_width)
+
+    def rotate(self, x: Float[Tensor, "R 2 Z"], position: Int[Tensor, "R"]) -> Tensor:
+        """See `PositionScheme.rotate`."""
+        if self._frequency.device != x.device:
+            self._frequency = self._frequency.to(x.device)
+        # Angles in float64: a stream's index outgrows the 24 bits of float32.
+        angle = torch.outer(position.to(torch.float64), self._frequency)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        turn = torch.polar(torch.ones_like(angle), angle).to(wide.to_complex())
+        pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * turn.unsqueeze(1)).flatten(-2).to(x.dtype)
+
+
+class _TableBias(PositionScheme):
+    """A learned bias by clamped distance: one side when causal, else from -(n-1) to n-1."""
+
+    def __init__(self, entries: int, config: GatedAttentionConfig, *, causal: bool) -> None:
+        super().__init__(config, causal=causal)
+        self._low = 0 if causal else 1 - entries
+        self._high = entries - 1
+        self.table = nn.Parameter(torch.empty(self._high - self._low + 1))
+        nn.init.normal_(self.table, std=0.02)
+
+    def _look_up(self, distance: Tensor) -> Tensor:
+        index = distance.clamp(self._low, self._high) - self._low
+        # index_select, as its backward is an order of magnitude faster than that of indexing.
+        return self.table.index_select(0, index.flatten()).view(index.shape)
+
+
+class Simple(_TableBias):
+    """A learned bias by distance in time; distances beyond the table share its end values."""
+
+    uses_time = True
+
+    def __init__(self, config: GatedAttentionConfig, *, causal: bool) -> None:
+        super().__init__(config.max_positions, config, causal=causal)
+
+    def bias(self, rows: Tensor, time: Tensor | None) -> Tensor | None:
+        """See `PositionScheme.bias`."""
+        assert time is not None  # noqa: S101  (uses_time)
+        return self._look_up(time)
+
+
+class Local(_TableBias):
+    """A learned bias by distance in active rows, which the window bounds."""
+
+    def __init__(self, config: GatedAttentionConfig, *, causal: bool) -> None:
+        super().__init__(config.window + 1, config, causal=causal)
+
+    def bias(self, rows: Tensor, time: Tensor | None) -> Tensor | None:
+        """See `PositionScheme.bias`."""
+        return self._look_up(rows)
+
+
+_SCHEMES: dict[str, type[PositionScheme]] = {"rotary": Rotary, "simple": Simple, "local": Local}
+
+
+def build_positions(config: GatedAttentionConfig, *, causal: bool) -> PositionScheme:
+    """Make the position scheme that `config.position` names."""
+    return _SCHEMES[config.position](config, causal=causal)

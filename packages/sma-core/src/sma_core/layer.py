@@ -1,0 +1,161 @@
+"""The layer: norm -> EMA -> router -> dispatch -> pool -> combine.
+
+Ren et al., "Sparse Modular Activation for Efficient Sequence Modeling", arXiv 2306.11197.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sma_core.config import ModelConfig
+from sma_core.dispatch import DISPATCHES
+from sma_core.ema import MultiHeadEMA
+from sma_core.routing import RoutingDecision, build_policy
+from sma_core.state import TensorState
+from sma_core.submodules import SubModule, build_submodule
+from sma_core.submodules.submodule import init_linear
+
+
+@dataclass
+class LayerState(TensorState):
+    """State of one layer: the EMA's, and that of each sub-module that has one."""
+
+    ema: Float[Tensor, "B D N"]
+    pool: list[Any]
+
+
+class SMALayer(nn.Module):
+    """One layer of Sparse Modular Activation.
+
+    Every step takes the EMA and a linear path. The router decides, step by step, which
+    sub-modules of the pool run; each sees only the steps at which it is active.
+
+    Parameters
+    ----------
+    config
+        Of the model.
+    index
+        Which layer this is, from 0.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        width, pool = config.width, len(config.pool)
+        self.config = config
+        self.norm = nn.LayerNorm(width)
+        self.ema = MultiHeadEMA(
+            width, config.states, bidirectional=config.bidirectional, method=config.ema
+        )
+        self.project = nn.Linear(width, 2 * pool + width)  # router logits, and the dense path
+        self.policy = build_policy(config.policy, width=width, pool=pool, layer=index)
+        self.pool = nn.ModuleList(
+            build_submodule(member, width=width, causal=config.causal) for member in config.pool
+        )
+        self.dispatch = DISPATCHES[config.dispatch]
+        init_linear(self.project)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        position: Int[Tensor, "B T"],
+        valid: Bool[Tensor, "B T"] | None = None,
+        state: LayerState | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], RoutingDecision]:
+        """Run over T steps.
+
+        Parameters
+        ----------
+        x
+            Residual stream.
+        position
+            Time index of each step.
+        valid
+            Which steps are no padding; None when all are.
+        state
+            To continue from and to update; None starts afresh and keeps nothing.
+        """
+        y = self.norm(x) if self.config.prenorm else x
+        lengths = None
+        if valid is not None:
+            y, lengths = y.where(valid.unsqueeze(-1), 0.0), valid.sum(1)
+        y, final = self.ema(y, None if state is None else state.ema, lengths)
+        y = self._dropout(functional.silu(y))
+        logits, total = self._split(y)
+        decision = self.policy(logits, position)
+        if valid is not None:
+            decision = decision.within(valid)
+        plan = self.dispatch.plan(decision.active, position)
+        for m, (submodule, dispatch) in enumerate(zip(self.submodules, plan, strict=True)):
+            memory = None if state is None else state.pool[m]
+            rows = submodule(dispatch.compress(y), dispatch.rows, memory)
+            if not self.config.causal:
+                rows = self._dropout(rows)
+            confidence = dispatch.compress(decision.confidence[..., m, None])
+            total = total + dispatch.extract(rows * confidence)
+        if self.config.causal:
+            total = self._dropout(total)
+        out = functional.silu(total + x)
+        if state is not None:
+            state.ema = final.detach()
+        return out if self.config.prenorm else self.norm(out), decision
+
+    def step(
+        self, x: Float[Tensor, "B D"], position: Int[Tensor, "B"], state: LayerState
+    ) -> tuple[Float[Tensor, "B D"], RoutingDecision]:
+        """Run one step and update `state` in place; without gradient and dropout.
+
+        Only what is active is computed: a sub-module that no sequence activates does no work.
+        """
+        y = self.norm(x) if self.config.prenorm else x
+        y = functional.silu(self.ema.step(y, state.ema))
+        logits, total = self._split(y.unsqueeze(1))
+        decision = self.policy(logits, position.unsqueeze(1))
+        total = total.squeeze(1)
+        for m, submodule in enumerate(self.submodules):
+            confidence = decision.confidence[:, 0, m, None]
+            runs, index = _running(decision.active[:, 0, m])
+            if not runs:
+                continue
+            if index is None:
+                out = submodule.step(y, position, state.pool[m], None)
+                total = torch.addcmul(total, out, confidence)
+            else:
+                out = submodule.step(y[index], position[index], state.pool[m], index)
+                total = total.index_add(0, index, (out * confidence[index]).to(total.dtype))
+        out = functional.silu(total + x)
+        return out if self.config.prenorm else self.norm(out), decision
+
+    def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """Make the state before the first step."""
+        return LayerState(
+            ema=self.ema.init_state(batch, device, dtype),
+            pool=[member.init_state(batch, device, dtype) for member in self.submodules],
+        )
+
+    @property
+    def submodules(self) -> list[SubModule]:
+        """The pool, typed."""
+        return cast("list[SubModule]", list(self.pool))
+
+    def _split(self, y: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor]:
+        """Router logits [B, T, M, 2] and the path that every step takes [B, T, D]."""
+        pool = len(self.pool)
+        logits, dense = self.project(y).split((2 * pool, self.config.width), dim=-1)
+        return logits.unflatten(-1, (pool, 2)), dense
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        if self.training and self.config.dropout:
+            return functional.dropout(x, self.config.dropout)
+        return x
+
+
+def _running(active: Bool[Tensor, "B"]) -> tuple[bool, Int[Tensor, "A"] | None]:
+    """Whether any sequence runs, and which; None for all of them. One read by the host."""
+    if active.shape[0] == 1:
+        return bool(active), None
+    index = active.nonzero().squeeze(1)
+    return index.shape[0] > 0, None if index.shape[0] == active.shape[0] else index

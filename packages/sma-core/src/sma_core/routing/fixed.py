@@ -1,0 +1,82 @@
+"""Policies that look at the position alone: bounds and controls for the learned ones."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sma_core.config import PeriodicConfig, RandomConfig
+from sma_core.routing.decision import RoutingDecision
+from sma_core.routing.policy import Policy
+
+
+class FixedPolicy(Policy):
+    """Decide from the position; the confidence is 1, the logits are left unread."""
+
+    def decide(self, position: Int[Tensor, "B T"]) -> Bool[Tensor, "B T #M"]:
+        """Whether to run at each position, for each sub-module or for all alike."""
+        raise NotImplementedError
+
+    def forward(
+        self, logits: Float[Tensor, "B T M 2"], position: Int[Tensor, "B T"]
+    ) -> RoutingDecision:
+        """See `Policy.forward`."""
+        active = self.decide(position).expand(-1, -1, self.pool)
+        return RoutingDecision(active=active, confidence=logits.new_ones(active.shape))
+
+
+class Always(FixedPolicy):
+    """Run every sub-module at every step."""
+
+    def decide(self, position: Int[Tensor, "B T"]) -> Bool[Tensor, "B T #M"]:
+        """See `FixedPolicy.decide`."""
+        return torch.ones_like(position, dtype=torch.bool).unsqueeze(-1)
+
+
+class Never(FixedPolicy):
+    """Run no sub-module at any step."""
+
+    def decide(self, position: Int[Tensor, "B T"]) -> Bool[Tensor, "B T #M"]:
+        """See `FixedPolicy.decide`."""
+        return torch.zeros_like(position, dtype=torch.bool).unsqueeze(-1)
+
+
+class Periodic(FixedPolicy):
+    """Run every sub-module at positions 0, stride, 2 stride, ..."""
+
+    config: PeriodicConfig
+
+    def decide(self, position: Int[Tensor, "B T"]) -> Bool[Tensor, "B T #M"]:
+        """See `FixedPolicy.decide`."""
+        return (position % self.config.stride == 0).unsqueeze(-1)
+
+
+class Random(FixedPolicy):
+    """Run with a given probability, drawn by hashing (seed, layer, sub-module, position).
+
+    A hash has no hidden state: streaming, chunks and one pass draw the same, on every device.
+    """
+
+    config: RandomConfig
+
+    def decide(self, position: Int[Tensor, "B T"]) -> Bool[Tensor, "B T #M"]:
+        """See `FixedPolicy.decide`."""
+        streams = torch.arange(self.pool, device=position.device) + self.layer * self.pool
+        mixed = _mix(_mix(streams + self.config.seed * _GOLDEN) + position.unsqueeze(-1))
+        # 53 bits: integers that float64 holds exactly, so that rate 1 means every step.
+        return (mixed & (2**53 - 1)) < round(self.config.rate * 2**53)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # signed form, as int64 arithmetic wraps
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64 finaliser (Steele, Lea and Flood, 2014) in wrapping int64 arithmetic."""
+    x = x + _GOLDEN
+    x = (x ^ _shift(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shift(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Shift right and fill with zeros; the operator would copy the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
