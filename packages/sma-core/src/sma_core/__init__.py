@@ -6,6 +6,8 @@ step at a time:
     model = build_model(ModelConfig(inputs=InputConfig(numeric=3), head=...))
 """
 
+from sma_core.baselines import TransformerModel, dense_twin
+from sma_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sma_core.config import (
     AlwaysConfig,
     ArchitectureConfig,
@@ -24,6 +26,13 @@ from sma_core.config import (
     config_from_dict,
     config_to_dict,
 )
+from sma_core.dataset import (
+    Batch,
+    CategoricalChannel,
+    DatasetWriter,
+    NumericChannel,
+    PreparedDataset,
+)
 from sma_core.errors import (
     CheckpointError,
     ConfigError,
@@ -31,6 +40,7 @@ from sma_core.errors import (
     ShapeError,
     SMAError,
     StreamingError,
+    TrainingError,
 )
 from sma_core.model import (
     Inputs,
@@ -47,19 +57,25 @@ from sma_core.submodules import RowwiseSubModule, SubModule, register_submodule
 __all__ = [
     "AlwaysConfig",
     "ArchitectureConfig",
+    "Batch",
+    "CategoricalChannel",
+    "Checkpoint",
     "CheckpointError",
     "ConfigError",
     "DatasetError",
+    "DatasetWriter",
     "GatedAttentionConfig",
     "HeadConfig",
     "InputConfig",
     "Inputs",
     "ModelConfig",
     "NeverConfig",
+    "NumericChannel",
     "Outputs",
     "PeriodicConfig",
     "Policy",
     "PolicyConfig",
+    "PreparedDataset",
     "RandomConfig",
     "RoutingDecision",
     "RowwiseSubModule",
@@ -73,11 +89,16 @@ __all__ = [
     "SubModuleConfig",
     "SwiGLUConfig",
     "TemperedSoftmaxConfig",
+    "TrainingError",
     "TransformerConfig",
+    "TransformerModel",
     "build_model",
     "config_from_dict",
     "config_to_dict",
+    "dense_twin",
+    "load_checkpoint",
     "register_architecture",
     "register_policy",
     "register_submodule",
+    "save_checkpoint",
 ]

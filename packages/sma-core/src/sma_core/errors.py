@@ -27,3 +27,7 @@ class CheckpointError(SMAError, ValueError):
 
 class StreamingError(SMAError, RuntimeError):
     """A model that sees the future was asked to run one step at a time."""
+
+
+class TrainingError(SMAError, RuntimeError):
+    """Training cannot go on: the folder is taken, or the loss left the range of numbers."""

@@ -19,7 +19,6 @@ sequence_target    i32 [S]     class of the whole sequence, -1 = ignore. Absent 
 =================  ==========  ==================================================================
 """
 
-import hashlib
 import json
 import math
 import re
@@ -28,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sma_core.errors import DatasetError
+from sma_core.files import digest_of
 
 FORMAT = "sma.dataset"
 VERSION = 1
@@ -134,7 +134,7 @@ class DatasetCard:
         content = self.to_dict()
         for descriptive in ("name", "entities", "provenance"):
             del content[descriptive]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return digest_of(content)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

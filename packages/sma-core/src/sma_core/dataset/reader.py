@@ -11,9 +11,10 @@ from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
 from sma_core.errors import DatasetError
+from sma_core.files import sha256_of
 
 from .card import CARD_FILE, DatasetCard, SplitCard
-from .tensor_file import TensorFile, sha256_of
+from .tensor_file import TensorFile
 
 
 class SequenceRef(NamedTuple):

@@ -107,12 +107,6 @@ def _write(out: IO[bytes], chunk: bytes, digest: "hashlib._Hash") -> None:
     digest.update(chunk)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex, in bounded memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class TensorFile:
     """A safetensors file behind a read-only memory map: opening it reads its header only.
 
