@@ -53,6 +53,7 @@ from sma_core.model import (
 )
 from sma_core.routing import Policy, RoutingDecision, register_policy
 from sma_core.submodules import RowwiseSubModule, SubModule, register_submodule
+from sma_core.training import FitResult, Progress, TrainingConfig, fit
 
 __all__ = [
     "AlwaysConfig",
@@ -64,6 +65,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "DatasetWriter",
+    "FitResult",
     "GatedAttentionConfig",
     "HeadConfig",
     "InputConfig",
@@ -76,6 +78,7 @@ __all__ = [
     "Policy",
     "PolicyConfig",
     "PreparedDataset",
+    "Progress",
     "RandomConfig",
     "RoutingDecision",
     "RowwiseSubModule",
@@ -89,6 +92,7 @@ __all__ = [
     "SubModuleConfig",
     "SwiGLUConfig",
     "TemperedSoftmaxConfig",
+    "TrainingConfig",
     "TrainingError",
     "TransformerConfig",
     "TransformerModel",
@@ -96,6 +100,7 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "dense_twin",
+    "fit",
     "load_checkpoint",
     "register_architecture",
     "register_policy",
