@@ -53,6 +53,7 @@ from sma_core.model import (
 )
 from sma_core.routing import Policy, RoutingDecision, register_policy
 from sma_core.submodules import RowwiseSubModule, SubModule, register_submodule
+from sma_core.trace import RoutingTrace, routing_trace
 from sma_core.training import FitResult, Progress, TrainingConfig, fit
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "Progress",
     "RandomConfig",
     "RoutingDecision",
+    "RoutingTrace",
     "RowwiseSubModule",
     "SMAError",
     "SMAModel",
@@ -105,5 +107,6 @@ __all__ = [
     "register_architecture",
     "register_policy",
     "register_submodule",
+    "routing_trace",
     "save_checkpoint",
 ]

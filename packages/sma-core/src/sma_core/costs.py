@@ -1,0 +1,146 @@
+"""What a model costs at a measured activation: operations of a time step, bytes of a stream.
+
+A FLOP is a multiplication or an addition, so a product of m x k and k x n costs 2 m k n.
+Counted are matrix products and the EMA's recurrence; norms, activations and additions of vectors
+are left out, as they are in published counts. Axes as everywhere: D width, N EMA states, Z and H
+widths of queries and values, W window.
+"""
+
+from collections.abc import Sequence
+from functools import singledispatch
+
+import torch
+from torch import nn
+
+from sma_core.config import (
+    ArchitectureConfig,
+    GatedAttentionConfig,
+    ModelConfig,
+    SubModuleConfig,
+    SwiGLUConfig,
+    TransformerConfig,
+)
+from sma_core.errors import ConfigError
+from sma_core.model import build_model
+
+Rates = Sequence[Sequence[float]]
+
+
+def step_flops(config: ArchitectureConfig, activation: Rates = ()) -> float:
+    """FLOPs of one time step, averaged over steps, once the attention windows are full.
+
+    A streaming step costs exactly this. A forward over whole sequences does the same useful work,
+    and some more at the edges of its blocks.
+
+    Parameters
+    ----------
+    config : ArchitectureConfig
+        The model.
+    activation : rates [L][M]
+        Share of steps at which each sub-module of each layer runs, as of `RoutingTrace.rates`;
+        unused by a model that does not route.
+
+    Raises
+    ------
+    ConfigError
+        When the rates do not fit the model, or a sub-module has no count.
+    """
+    return product_flops(config, activation) + _recurrence_flops(config)
+
+
+def dense_step_flops(config: ArchitectureConfig) -> float:
+    """FLOPs of one time step with every sub-module on."""
+    return step_flops(config, _all_on(config))
+
+
+def product_flops(config: ArchitectureConfig, activation: Rates = ()) -> float:
+    """Part of `step_flops` that goes into matrix products; see there."""
+    embed = 2 * (2 * config.inputs.numeric) * config.width
+    head = 2 * config.width * config.head.outputs
+    if isinstance(config, ModelConfig):
+        _check_rates(config, activation)
+        return float(embed + head + sum(_layer_flops(config, rates) for rates in activation))
+    if isinstance(config, TransformerConfig):
+        width = config.width
+        projections = 2 * width * 4 * width + 2 * 2 * width * config.hidden_width
+        attention = 2 * 2 * (config.window + 1) * width
+        return float(embed + head + config.layers * (projections + attention))
+    raise ConfigError(f"architecture: no count of FLOPs for {config.architecture!r}")
+
+
+def _layer_flops(config: ModelConfig, rates: Sequence[float]) -> float:
+    always = 2 * config.width * (2 * len(config.pool) + config.width)
+    return always + sum(
+        rate * submodule_flops(member, config.width, config.causal)
+        for rate, member in zip(rates, config.pool, strict=True)
+    )
+
+
+@singledispatch
+def submodule_flops(config: SubModuleConfig, width: int, causal: bool) -> int:
+    """FLOPs of a sub-module's matrix products on one active row.
+
+    A sub-module of another kind adds its own: ``@submodule_flops.register``.
+
+    Parameters
+    ----------
+    config : SubModuleConfig
+        The sub-module.
+    width : int
+        D.
+    causal : bool
+        Whether rows after the present one are hidden.
+    """
+    raise ConfigError(f"pool: no count of FLOPs for sub-module {config.kind!r}")
+
+
+@submodule_flops.register
+def _(config: GatedAttentionConfig, width: int, causal: bool) -> int:
+    z, h = config.query_width, config.value_width
+    seen = config.window + 1 if causal else 2 * config.window + 1
+    return 2 * (width * (z + 2 * h) + seen * (z + h) + h * width)
+
+
+@submodule_flops.register
+def _(config: SwiGLUConfig, width: int, causal: bool) -> int:
+    return 2 * 3 * width * config.hidden_width
+
+
+def _recurrence_flops(config: ArchitectureConfig) -> float:
+    """Decay, write and read of every EMA state, and the direct term: 5 N + 2 a channel."""
+    if not isinstance(config, ModelConfig):
+        return 0.0
+    directions = 1 if config.causal else 2
+    return float(config.layers * config.width * (directions * 5 * config.states + 2))
+
+
+def _all_on(config: ArchitectureConfig) -> Rates:
+    return [[1.0] * len(config.pool)] * config.layers if isinstance(config, ModelConfig) else ()
+
+
+def _check_rates(config: ModelConfig, activation: Rates) -> None:
+    if [len(rates) for rates in activation] != [len(config.pool)] * config.layers:
+        raise ConfigError(
+            f"activation: needs {config.layers} layers of {len(config.pool)} rates, got "
+            f"{[list(rates) for rates in activation]}"
+        )
+    if not all(0.0 <= rate <= 1.0 for rates in activation for rate in rates):
+        raise ConfigError(f"activation: rates lie in 0..1, got {[list(r) for r in activation]}")
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Count the trainable numbers of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def state_bytes(config: ArchitectureConfig, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes that the stream of one entity keeps from step to step.
+
+    Raises
+    ------
+    StreamingError
+        When the model is bidirectional.
+    """
+    # On the meta device nothing is allocated, and no formula can fall behind the code.
+    with torch.device("meta"):
+        return build_model(config).init_state(1, device="meta", dtype=dtype).nbytes
