@@ -19,7 +19,7 @@ TOLERANCES: dict[str, Tolerance] = {
     "bfloat16": Tolerance(2e-2, "8 bits of mantissa, rounded at every layer"),
     "float16": Tolerance(5e-3, "11 bits of mantissa, rounded at every layer"),
     "stream_row": Tolerance(1e-4, "worst single row, and an error is a difference of near equals"),
-    "block_flops": Tolerance(0.5, "a block of queries reads a window and a block of keys, sees less"),
+    "block_flops": Tolerance(0.5, "a block of queries reads more keys than each query sees"),
 }
 
 
