@@ -1,0 +1,202 @@
+"""What the candidate loses against the incumbent, with bounds that time's dependence allows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sma_pilot.judge.measurements import BASELINE, CANDIDATE, INCUMBENT, AlignedSlice
+from sma_pilot.judge.scene import (
+    AVERAGE_PRECISION,
+    EVENT_RECALL,
+    FALSE_ALARMS,
+    METRICS,
+    ArmQuality,
+    Interval,
+    Scene,
+    set_thresholds,
+)
+from sma_pilot.judge.statistics import (
+    Estimate,
+    Statistic,
+    bootstrap,
+    count_bounds,
+    metric_loss,
+    percentile_bounds,
+    recall_loss,
+    share_upper_bound,
+)
+from sma_pilot.plan import Plan
+
+COMPARED = (INCUMBENT, CANDIDATE, BASELINE)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """A challenger against a reference on the same events and rows."""
+
+    losses: Mapping[str, Estimate]
+    """Reference minus challenger, of each metric that both arms have."""
+    lost_events: int | None = None
+    """Caught by the reference only."""
+    won_events: int | None = None
+    """Caught by the challenger only."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quality:
+    """The judged slice as a whole."""
+
+    arms: Mapping[str, ArmQuality]
+    candidate: Comparison
+    """Candidate against incumbent."""
+    baseline: Comparison | None
+    """Baseline against candidate."""
+    events: int
+    events_left_out: int
+    """Without a row that the incumbent scored: nobody could have caught them."""
+    incidents: int
+    bins: int
+    block: int
+    observed_days: float
+    """Days of the judged slice in which any entity reported."""
+    only_incumbent_scored: int
+    """Judged rows that the incumbent scored and the candidate did not."""
+    false_alarm_difference: float | None
+    """Candidate minus incumbent, a day and entity."""
+    false_alarm_difference_interval: Interval | None
+
+    @property
+    def blocks(self) -> int:
+        """Number of whole blocks that the judged time holds."""
+        return self.bins // self.block
+
+
+def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) -> Quality:
+    """Set thresholds on `validation`, measure on `judged`, and bound the differences."""
+    thresholds = set_thresholds(validation, plan)
+    scene = Scene.of(judged, plan)
+    arms = {arm: scene.score(arm, thresholds.get(arm)) for arm in COMPARED if arm in judged.scores}
+    block = scene.block(arms, plan)
+    samples = (
+        bootstrap(_statistics(arms, scene), scene.bins, block, plan.quality.resamples, plan.seed)
+        if scene.bins
+        else {}
+    )
+    alpha = plan.quality.alpha
+    arms = {arm: _with_intervals(quality, arm, samples, alpha) for arm, quality in arms.items()}
+    incumbent, candidate = arms[INCUMBENT], arms[CANDIDATE]
+    difference = interval = None
+    if incumbent.false_alarms_per_day is not None and candidate.false_alarms_per_day is not None:
+        difference = candidate.false_alarms_per_day - incumbent.false_alarms_per_day
+        drawn = samples[f"{CANDIDATE}/{FALSE_ALARMS}"] - samples[f"{INCUMBENT}/{FALSE_ALARMS}"]
+        interval = percentile_bounds(drawn, alpha) if np.ptp(drawn) > 0 else None
+
+    def compare(reference: str, challenger: str) -> Comparison:
+        evidence = {"incidents": scene.incidents, "blocks": scene.bins // block, "alpha": alpha}
+        return _compare(reference, challenger, arms, samples, **evidence)
+
+    return Quality(
+        arms=arms,
+        candidate=compare(INCUMBENT, CANDIDATE),
+        baseline=compare(CANDIDATE, BASELINE) if BASELINE in arms else None,
+        events=scene.events.count,
+        events_left_out=scene.events_left_out,
+        incidents=scene.incidents,
+        bins=scene.bins,
+        block=block,
+        observed_days=scene.observed_days,
+        only_incumbent_scored=int(
+            (~np.isnan(judged.scores[INCUMBENT]) & np.isnan(judged.scores[CANDIDATE])).sum()
+        ),
+        false_alarm_difference=difference,
+        false_alarm_difference_interval=interval,
+    )
+
+
+def _statistics(arms: Mapping[str, ArmQuality], scene: Scene) -> dict[str, Statistic]:
+    """Build every metric of every arm as a function of the weights of the time bins."""
+    event_bins = scene.bin_of_row[scene.events.start]
+    statistics: dict[str, Statistic] = {}
+    for arm, quality in arms.items():
+        if quality.ranking is not None:
+            statistics[f"{arm}/{AVERAGE_PRECISION}"] = quality.ranking
+        if quality.caught is not None and event_bins.size:
+            statistics[f"{arm}/{EVENT_RECALL}"] = _share(event_bins, quality.caught)
+        if quality.alarm_bins is not None and quality.false_alarms_per_day is not None:
+            statistics[f"{arm}/{FALSE_ALARMS}"] = _rate(quality.alarm_bins, quality.exposure_of_bin)
+    return statistics
+
+
+def _share(bins: NDArray[np.int64], hit: NDArray[np.bool_]) -> Statistic:
+    def statistic(weights: NDArray[np.float64]) -> float:
+        weight = weights[bins]
+        total = weight.sum()
+        return float(weight @ hit / total) if total else float("nan")
+
+    return statistic
+
+
+def _rate(bins: NDArray[np.int64], exposure_of_bin: NDArray[np.float64]) -> Statistic:
+    def statistic(weights: NDArray[np.float64]) -> float:
+        exposure = weights @ exposure_of_bin
+        return float(weights[bins].sum() / exposure) if exposure else float("nan")
+
+    return statistic
+
+
+def _with_intervals(
+    quality: ArmQuality, arm: str, samples: Mapping[str, NDArray[np.float64]], alpha: float
+) -> ArmQuality:
+    """Add intervals; where the resamples do not vary, exact ones or none, never one of no width."""
+    intervals: dict[str, Interval] = {}
+    if quality.caught is not None and EVENT_RECALL in quality.values:
+        events, caught = quality.caught.size, int(quality.caught.sum())
+        low = 1 - share_upper_bound(events - caught, events, alpha)
+        exact = (low, share_upper_bound(caught, events, alpha))
+        intervals[EVENT_RECALL] = _wider(exact, samples[f"{arm}/{EVENT_RECALL}"], alpha)
+    if AVERAGE_PRECISION in quality.values:
+        drawn = percentile_bounds(samples[f"{arm}/{AVERAGE_PRECISION}"], alpha)
+        if drawn is not None and drawn[1] > drawn[0]:
+            intervals[AVERAGE_PRECISION] = drawn
+    if quality.alarm_bins is not None and quality.false_alarms_per_day is not None:
+        days = float(quality.exposure_of_bin.sum())
+        low, high = count_bounds(quality.alarm_bins.size, alpha)
+        exact = (low / days, high / days)
+        intervals[FALSE_ALARMS] = _wider(exact, samples[f"{arm}/{FALSE_ALARMS}"], alpha)
+    return replace(quality, intervals=intervals)
+
+
+def _wider(exact: Interval, samples: NDArray[np.float64], alpha: float) -> Interval:
+    """Join the interval of independent counts with that of the resamples."""
+    drawn = percentile_bounds(samples, alpha) or exact
+    return min(exact[0], drawn[0]), max(exact[1], drawn[1])
+
+
+def _compare(
+    reference: str,
+    challenger: str,
+    arms: Mapping[str, ArmQuality],
+    samples: Mapping[str, NDArray[np.float64]],
+    **evidence: Any,
+) -> Comparison:
+    one, other = arms[reference], arms[challenger]
+    drawn = {
+        metric: samples[f"{reference}/{metric}"] - samples[f"{challenger}/{metric}"]
+        for metric in METRICS
+        if metric in one.values and metric in other.values
+    }
+    losses: dict[str, Estimate] = {}
+    lost = won = None
+    if AVERAGE_PRECISION in drawn:
+        loss = one.values[AVERAGE_PRECISION] - other.values[AVERAGE_PRECISION]
+        losses[AVERAGE_PRECISION] = metric_loss(loss, drawn[AVERAGE_PRECISION], **evidence)
+    if EVENT_RECALL in drawn and one.caught is not None and other.caught is not None:
+        lost = int((one.caught & ~other.caught).sum())
+        won = int((other.caught & ~one.caught).sum())
+        losses[EVENT_RECALL] = recall_loss(
+            one.caught, other.caught, drawn[EVENT_RECALL], **evidence
+        )
+    return Comparison(losses=losses, lost_events=lost, won_events=won)

@@ -1,0 +1,282 @@
+"""Quality in words and KPIs: the gate on the headline's loss, and what a reader should know."""
+
+from sma_pilot.judge.events import DAY_NS, nanoseconds
+from sma_pilot.judge.findings import Findings, confidence_text, status_of
+from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, JUDGED, AlignedSlice
+from sma_pilot.judge.power import more_data
+from sma_pilot.judge.quality import Quality
+from sma_pilot.judge.result import Kpi, MoreData, Status
+from sma_pilot.judge.scene import (
+    AVERAGE_PRECISION,
+    EVENT_RECALL,
+    FALSE_ALARMS,
+    METRICS,
+    ArmQuality,
+)
+from sma_pilot.judge.statistics import Estimate, count_bounds
+from sma_pilot.plan import Plan
+
+MINIMUM_BLOCKS = 10
+"""With fewer independent stretches of time no bound of a bootstrap can be trusted."""
+
+WORDS = {EVENT_RECALL: "event recall", AVERAGE_PRECISION: "average precision"}
+
+
+def judge_quality(quality: Quality, plan: Plan, findings: Findings) -> MoreData | None:
+    """Add the gates `quality/loss_<headline>` and `quality/unscored_by_candidate`, and the KPIs.
+
+    Returns
+    -------
+    MoreData or None
+        What would settle the loss, when it is open.
+    """
+    headline = plan.quality.headline
+    estimate = quality.candidate.losses.get(headline)
+    status, text = _headline(quality, estimate, plan)
+    findings.gate(_loss(f"quality/loss_{headline}", estimate, plan, status), text)
+    missing = quality.only_incumbent_scored
+    findings.gate(
+        Kpi(
+            name="quality/unscored_by_candidate",
+            value=missing,
+            unit="rows",
+            threshold=0,
+            direction="lower",
+            status="inconclusive" if missing else "pass",
+            note="Judged rows with a score of the incumbent and none of the candidate.",
+        ),
+        f"The candidate gave no score on {missing} judged rows that the incumbent scored; what it "
+        "would have said there is unknown."
+        if missing
+        else "The candidate scored every judged row that the incumbent scored.",
+    )
+    for metric in METRICS:
+        if metric != headline:
+            other = quality.candidate.losses.get(metric)
+            findings.inform(_loss(f"quality/loss_{metric}", other, plan, "info"))
+    for arm, measured in quality.arms.items():
+        _arm_kpis(arm, measured, plan, findings)
+    _counts(quality, plan, findings)
+    _false_alarms(quality, plan, findings)
+    if status != "inconclusive":
+        return None
+    return _more_data(quality, estimate, plan)
+
+
+def proven(quality: Quality, plan: Plan) -> bool:
+    """Say whether there are events and time enough for a bound to mean anything."""
+    return quality.events >= plan.quality.minimum_events and quality.blocks >= MINIMUM_BLOCKS
+
+
+def score_noise(judged: AlignedSlice, again: str) -> int | None:
+    """Count judged rows on which the incumbent, run twice, gave two different scores."""
+    if again not in judged.scores:
+        return None
+    one, other = judged.scores[INCUMBENT], judged.scores[again]
+    same = (one == other) | ((one != one) & (other != other))
+    return int((~same).sum())
+
+
+def _headline(quality: Quality, estimate: Estimate | None, plan: Plan) -> tuple[Status, str]:
+    name, limit = WORDS[plan.quality.headline], plan.quality.loss_limit
+    if quality.events == 0:
+        left = quality.events_left_out
+        return "inconclusive", (
+            f"The {JUDGED} rows hold no labelled event that could be caught"
+            + (f" ({left} events without a scored row in reach)" if left else "")
+            + f", so a loss of {name} can be neither shown nor ruled out."
+        )
+    if estimate is None:
+        arms = [arm for arm in (INCUMBENT, CANDIDATE) if quality.arms[arm].threshold is None]
+        why = (
+            f"no normal validation row has a score of: {', '.join(arms)}; without a threshold "
+            "there are no alarms"
+            if arms and plan.quality.headline == EVENT_RECALL
+            else "no row of an event has a score of both arms"
+        )
+        return "inconclusive", f"The loss of {name} could not be measured: {why}."
+    figures = [quality.arms[arm].values[plan.quality.headline] for arm in (INCUMBENT, CANDIDATE)]
+    seen = (
+        f"incumbent {figures[0]:.3f}, candidate {figures[1]:.3f} on {quality.events} events, "
+        f"a loss of {estimate.value:.3f}"
+    )
+    if quality.events < plan.quality.minimum_events:
+        return "inconclusive", (
+            f"Too few events for a verdict on {name}: {quality.events} of the "
+            f"{plan.quality.minimum_events} that the plan asks for ({seen})."
+        )
+    if quality.blocks < MINIMUM_BLOCKS:
+        return "inconclusive", (
+            f"Too little time for a verdict on {name}: rows hang together over "
+            f"{_hours(quality.block, plan)}, so the judged slice holds {quality.blocks} "
+            f"independent stretches, and {MINIMUM_BLOCKS} are needed ({seen})."
+        )
+    status = status_of(estimate.low, estimate.high, limit)
+    confidence = confidence_text(plan.quality.alpha)
+    bound = {
+        "pass": f"at most {estimate.high:.4g} with {confidence} confidence, under the limit of",
+        "fail": f"at least {estimate.low:.4g} with {confidence} confidence, over the limit of",
+        "inconclusive": f"anywhere from {estimate.low:.4g} to {estimate.high:.4g} at {confidence} "
+        "confidence a side, which does not settle the limit of",
+    }[status]
+    return status, f"{name.capitalize()}: {seen}; {bound} {limit:g}."
+
+
+def _loss(name: str, estimate: Estimate | None, plan: Plan, status: Status) -> Kpi:
+    return Kpi(
+        name=name,
+        value=None if estimate is None else estimate.value,
+        unit="",
+        interval=None if estimate is None else (estimate.low, estimate.high),
+        confidence=None if estimate is None else 1 - plan.quality.alpha,
+        threshold=None if status == "info" else plan.quality.loss_limit,
+        direction="lower",
+        status=status,
+        note="" if estimate is None else estimate.note,
+    )
+
+
+def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) -> None:
+    confidence = 1 - plan.quality.alpha
+
+    def inform(name: str, value: float | None, unit: str, direction=None, key="", note="") -> None:
+        interval = measured.intervals.get(key)
+        findings.inform(
+            Kpi(
+                name=f"quality/{arm}_{name}",
+                arm=arm,
+                value=value,
+                unit=unit,
+                interval=interval,
+                confidence=None if interval is None else confidence,
+                direction=direction,
+                note=note,
+            )
+        )
+
+    for metric in METRICS:
+        inform(metric, measured.values.get(metric), "", "higher", metric)
+    threshold = measured.threshold
+    inform("threshold", None if threshold is None else threshold.value, "score")
+    note = ""
+    if threshold is not None:
+        note = (
+            f"Set on validation rows: {threshold.false_alarms} false alarms in "
+            f"{threshold.entity_days:.3g} entity days."
+        )
+        if threshold.capped:
+            note += " The share of time in alarm, not the declared rate, kept it from going lower."
+    inform(
+        "false_alarms_per_day",
+        measured.false_alarms_per_day,
+        "per day and entity",
+        "lower",
+        FALSE_ALARMS,
+        note,
+    )
+    inform("alarm_time_share", measured.alarm_share, "", "lower")
+    ahead = plan.task.kind == "alarm"
+    inform(
+        "median_lead_time_s" if ahead else "median_delay_s",
+        measured.median_delay_s,
+        "s",
+        "higher" if ahead else "lower",
+        note="Over the events that the arm caught.",
+    )
+    inform("unscored_rows", measured.unscored_rows, "rows", "lower")
+
+
+def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
+    counts = {
+        "events": (quality.events, "Judged events that could be caught."),
+        "events_left_out": (quality.events_left_out, "No row in reach with a score."),
+        "incidents": (quality.incidents, "Events that start together count as one."),
+        "right_to_wrong": (quality.candidate.lost_events, "Caught by the incumbent only."),
+        "wrong_to_right": (quality.candidate.won_events, "Caught by the candidate only."),
+        "blocks": (quality.blocks, "Stretches of time that are taken as independent."),
+    }
+    for name, (value, note) in counts.items():
+        unit = "blocks" if name == "blocks" else "incidents" if name == "incidents" else "events"
+        findings.inform(Kpi(name=f"quality/{name}", value=value, unit=unit, note=note))
+    findings.inform(
+        Kpi(
+            name="quality/block_length_s",
+            value=quality.block * nanoseconds(plan.log.period) / 1e9,
+            unit="s",
+        )
+    )
+    if quality.baseline is not None:
+        headline = plan.quality.headline
+        findings.inform(
+            _loss(
+                f"quality/baseline_loss_{headline}",
+                quality.baseline.losses.get(headline),
+                plan,
+                "info",
+            )
+        )
+
+
+def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
+    """Inform of realised false alarms. No gate: thresholds were set alike, on earlier rows."""
+    name, interval = "quality/false_alarm_difference", quality.false_alarm_difference_interval
+    findings.inform(
+        Kpi(
+            name=name,
+            value=quality.false_alarm_difference,
+            unit="per day and entity",
+            interval=interval,
+            confidence=None if interval is None else 1 - plan.quality.alpha,
+            direction="lower",
+            note="Candidate minus incumbent on judged rows, each at its own threshold.",
+        )
+    )
+    if interval is not None and interval[0] > 0:
+        rates = [quality.arms[arm].false_alarms_per_day for arm in (INCUMBENT, CANDIDATE)]
+        findings.remark(
+            name,
+            f"The candidate raises more false alarms than the incumbent: {rates[1]:.3g} against "
+            f"{rates[0]:.3g} a day and entity, at least {interval[0]:.3g} more with "
+            f"{confidence_text(plan.quality.alpha)} confidence. Part of its recall may be bought "
+            "with them.",
+        )
+    for arm in (INCUMBENT, CANDIDATE):
+        measured = quality.arms[arm]
+        realised = measured.intervals.get(FALSE_ALARMS)
+        if realised is None or measured.threshold is None:
+            continue
+        # The threshold was set on a sample too: drift is what both samples' noise cannot explain.
+        _, expected = count_bounds(measured.threshold.false_alarms, plan.quality.alpha)
+        expected /= measured.threshold.entity_days
+        if realised[0] > max(expected, plan.quality.false_alarms_per_day):
+            findings.remark(
+                f"quality/{arm}_false_alarms_per_day",
+                f"The {arm} raises {measured.false_alarms_per_day:.3g} false alarms a day and "
+                f"entity on judged rows; its threshold was set for "
+                f"{plan.quality.false_alarms_per_day:g} on earlier ones. The log has drifted, or "
+                "holds events without a label.",
+            )
+
+
+def _more_data(quality: Quality, estimate: Estimate | None, plan: Plan) -> MoreData:
+    if estimate is None or quality.events == 0:
+        return MoreData(text="How much more data is needed cannot be told without a first event.")
+    discordance = None
+    if plan.quality.headline == EVENT_RECALL:
+        differing = (quality.candidate.lost_events or 0) + (quality.candidate.won_events or 0)
+        discordance = differing / quality.events
+    stretch = quality.block * nanoseconds(plan.log.period) / DAY_NS
+    return more_data(
+        estimate,
+        limit=plan.quality.loss_limit,
+        events=quality.events,
+        observed_days=quality.observed_days,
+        minimum_events=plan.quality.minimum_events,
+        minimum_days=MINIMUM_BLOCKS * stretch,
+        discordance=discordance,
+        alpha=plan.quality.alpha,
+    )
+
+
+def _hours(bins: int, plan: Plan) -> str:
+    return f"{bins * nanoseconds(plan.log.period) / 3.6e12:.3g} h"

@@ -1,0 +1,229 @@
+"""What each arm does on the judged rows: events caught, false alarms, the ranking of rows.
+
+Thresholds come from validation rows alone; judged rows never move them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sma_pilot.judge.alarms import Threshold, choose_threshold, episode_starts
+from sma_pilot.judge.events import (
+    DAY_NS,
+    NORMAL,
+    POSITIVE,
+    Events,
+    exposure_ns,
+    find_events,
+    nanoseconds,
+    row_kinds,
+)
+from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, AlignedSlice
+from sma_pilot.judge.ranking import RankedRows
+from sma_pilot.judge.statistics import choose_block, time_bins
+from sma_pilot.plan import Plan
+
+EVENT_RECALL = "event_recall"
+AVERAGE_PRECISION = "average_precision"
+Interval = tuple[float, float]
+METRICS = (EVENT_RECALL, AVERAGE_PRECISION)
+FALSE_ALARMS = "false_alarms"
+# A block of the bootstrap holds at least this quantile of the events' lengths.
+TYPICAL_EVENT_QUANTILE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ArmQuality:
+    """One arm on the judged rows. What needs a threshold is None where there is none.
+
+    Attributes
+    ----------
+    caught : bool [E]
+    delay_s : float [E]
+        From an event's start to its first alarm (`forecast_anomaly`), or from the first alarm to
+        the start (`alarm`: the warning it gives); NaN for a missed event.
+    alarm_bins : int64 [A]
+        Time bin in which each false alarm begins.
+    exposure_of_bin : float64 [B]
+        Normal, scored time of each bin, in entity days.
+    alarm_share : float
+        Share of that time in alarm.
+    """
+
+    threshold: Threshold | None
+    caught: NDArray[np.bool_] | None
+    delay_s: NDArray[np.float64] | None
+    alarm_bins: NDArray[np.int64] | None
+    exposure_of_bin: NDArray[np.float64]
+    alarm_share: float | None
+    ranking: RankedRows | None
+    unscored_rows: int
+    values: Mapping[str, float]
+    """Event recall and average precision, where they could be computed."""
+    false_alarms_per_day: float | None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """Of `values`, and of `FALSE_ALARMS`."""
+
+    @property
+    def median_delay_s(self) -> float | None:
+        """Median of `delay_s` over the caught events; None when none was caught."""
+        if self.delay_s is None or np.isnan(self.delay_s).all():
+            return None
+        return float(np.nanmedian(self.delay_s))
+
+
+def set_thresholds(validation: AlignedSlice, plan: Plan) -> dict[str, Threshold]:
+    """Set each arm's threshold to the same declared number of false alarms.
+
+    An unlabelled row counts as normal. An arm without a scored normal row has no threshold.
+    """
+    events = find_events(validation, plan.task)
+    normal = row_kinds(validation, events, plan.task, unlabelled_is_normal=True) == NORMAL
+    exposure = exposure_ns(validation, plan.log.period, plan.log.max_gap)
+    thresholds = {
+        arm: choose_threshold(
+            score[normal],
+            validation.entity[normal],
+            validation.time[normal],
+            exposure[normal],
+            merge_ns=nanoseconds(plan.quality.alarm_merge),
+            per_day=plan.quality.false_alarms_per_day,
+        )
+        for arm, score in validation.scores.items()
+    }
+    return {arm: threshold for arm, threshold in thresholds.items() if threshold is not None}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """The judged rows, their events and their bins: what is the same for every arm."""
+
+    rows: AlignedSlice
+    plan: Plan
+    kinds: NDArray[np.int8]
+    events: Events
+    events_left_out: int
+    incidents: int
+    exposure: NDArray[np.int64]
+    bin_of_row: NDArray[np.int64]
+    bins: int
+    observed_days: float
+    """Days in which any entity reported; a silence of all longer than `max_gap` is left out."""
+
+    @classmethod
+    def of(cls, rows: AlignedSlice, plan: Plan) -> "Scene":
+        """Find the events that the incumbent had a chance to catch, and cut time into bins."""
+        found = find_events(rows, plan.task)
+        kinds = row_kinds(rows, found, plan.task, unlabelled_is_normal=False)
+        scored = np.concatenate([[0], np.cumsum(~np.isnan(rows.scores[INCUMBENT]))])
+        can_be_caught = scored[found.window_stop] > scored[found.window_start]
+        events = found.select(can_be_caught)
+        bin_of_row, bins = time_bins(rows.time, nanoseconds(plan.log.period))
+        starts = np.sort(events.start_time)
+        merge = nanoseconds(plan.quality.alarm_merge)
+        return cls(
+            rows=rows,
+            plan=plan,
+            kinds=kinds,
+            events=events,
+            events_left_out=found.count - events.count,
+            incidents=int((np.diff(starts) >= merge).sum()) + 1 if starts.size else 0,
+            exposure=exposure_ns(rows, plan.log.period, plan.log.max_gap),
+            bin_of_row=bin_of_row,
+            bins=bins,
+            observed_days=_observed_ns(rows.time, plan) / DAY_NS,
+        )
+
+    def score(self, arm: str, threshold: Threshold | None) -> ArmQuality:
+        """Measure one arm; without a threshold only what needs none."""
+        rows, score = self.rows, self.rows.scores[arm]
+        scored = ~np.isnan(score)
+        normal = (self.kinds == NORMAL) & scored
+        days = self.exposure / DAY_NS
+        exposure_of_bin = np.zeros(self.bins)
+        np.add.at(exposure_of_bin, self.bin_of_row[normal], days[normal])
+        values: dict[str, float] = {}
+        ranking = self._rank(score)
+        if ranking is not None:
+            values[AVERAGE_PRECISION] = ranking(np.ones(self.bins))
+        caught = delay = alarm_bins = alarm_share = rate = None
+        if threshold is not None:
+            over = score > threshold.value  # false where the score is NaN
+            caught, delay = self._catch(over)
+            if caught.size:
+                values[EVENT_RECALL] = float(caught.mean())
+            false = np.flatnonzero(over & normal)
+            begins = episode_starts(
+                rows.entity[false], rows.time[false], nanoseconds(self.plan.quality.alarm_merge)
+            )
+            alarm_bins = self.bin_of_row[false[begins]]
+            if exposure_of_bin.sum() > 0:
+                rate = alarm_bins.size / float(exposure_of_bin.sum())
+                alarm_share = float(days[false].sum() / exposure_of_bin.sum())
+        return ArmQuality(
+            threshold=threshold,
+            caught=caught,
+            delay_s=delay,
+            alarm_bins=alarm_bins,
+            exposure_of_bin=exposure_of_bin,
+            alarm_share=alarm_share,
+            ranking=ranking,
+            unscored_rows=int((~scored).sum()),
+            values=values,
+            false_alarms_per_day=rate,
+        )
+
+    def _rank(self, score: NDArray[np.float32]) -> RankedRows | None:
+        """Rank the rows that incumbent and candidate both scored; None if this arm lacks any."""
+        both = ~np.isnan(self.rows.scores[INCUMBENT]) & ~np.isnan(self.rows.scores[CANDIDATE])
+        used = both & (self.kinds >= NORMAL)
+        positive = self.kinds[used] == POSITIVE
+        if np.isnan(score[used]).any() or not positive.any():
+            return None
+        return RankedRows(score[used], positive, self.bin_of_row[used])
+
+    def _catch(self, over: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Find each event's first alarm row within its window."""
+        alarm_rows = np.append(np.flatnonzero(over), over.size)
+        first = alarm_rows[np.searchsorted(alarm_rows, self.events.window_start)]
+        caught = first < self.events.window_stop
+        delay = np.full(caught.size, np.nan)
+        since = self.rows.time[first[caught]] - self.events.start_time[caught]
+        delay[caught] = np.abs(since) / 1e9
+        return caught, delay
+
+    def block(self, arms: Mapping[str, ArmQuality], plan: Plan) -> int:
+        """Choose the bootstrap's block, in bins: the declared one, or from the loss's memory."""
+        if not self.bins:
+            return 1
+        period = nanoseconds(plan.log.period)
+        if plan.quality.block is not None:
+            declared = -(-nanoseconds(plan.quality.block) // period)
+            return min(declared, max(1, self.bins // 2))
+        incumbent, candidate = arms[INCUMBENT], arms[CANDIDATE]
+        loss, carries = np.zeros(self.bins), np.zeros(self.bins, dtype=bool)
+        if plan.quality.headline == EVENT_RECALL:
+            if self.events.count and incumbent.caught is not None and candidate.caught is not None:
+                lost = incumbent.caught.astype(float) - candidate.caught
+                carries[self.bin_of_row[self.events.start]] = True
+                # Centred, so that many events at once do not look like a large loss.
+                np.add.at(loss, self.bin_of_row[self.events.start], lost - lost.mean())
+        elif incumbent.ranking is not None and candidate.ranking is not None:
+            carries[incumbent.ranking.positive_bins] = True
+            loss = incumbent.ranking.contributions(self.bins)
+            loss -= candidate.ranking.contributions(self.bins)
+        floor = 1
+        if self.events.count:
+            lasts = self.rows.time[self.events.stop - 1] - self.events.start_time + period
+            floor = int(np.quantile(lasts, TYPICAL_EVENT_QUANTILE, method="higher")) // period
+        if plan.task.horizon is not None:
+            floor = max(floor, nanoseconds(plan.task.horizon) // period)
+        return choose_block(loss, carries, floor)
+
+
+def _observed_ns(time: NDArray[np.int64], plan: Plan) -> int:
+    period, max_gap = nanoseconds(plan.log.period), nanoseconds(plan.log.max_gap)
+    steps = np.diff(np.unique(time))
+    return int(np.where(steps > max_gap, period, steps).sum()) + (period if time.size else 0)

@@ -1,0 +1,125 @@
+"""From measurements and a plan to a verdict with reasons (docs/verdict.md)."""
+
+from collections.abc import Mapping
+
+from sma_pilot.judge.findings import Findings
+from sma_pilot.judge.footprint_gate import (
+    inform_cost,
+    inform_routing,
+    inform_score_difference,
+    inform_throughput,
+    judge_memory,
+)
+from sma_pilot.judge.latency import MEDIAN, ArmLatency, measure_latency
+from sma_pilot.judge.latency_gate import judge_latency
+from sma_pilot.judge.measurements import (
+    BASELINE,
+    CANDIDATE,
+    INCUMBENT_AGAIN,
+    JUDGED,
+    OFFLINE,
+    VALIDATION,
+    AlignedSlice,
+    Measurements,
+)
+from sma_pilot.judge.quality import Quality, measure_quality
+from sma_pilot.judge.quality_gate import judge_quality, proven, score_noise
+from sma_pilot.judge.result import Kpi, Result
+from sma_pilot.plan import Plan
+
+
+def judge(measurements: Measurements, plan: Plan) -> Result:
+    """Hold the measurements against the plan.
+
+    The verdict is no-go when any gate fails, go only when every gate passes, else inconclusive.
+    The gates are the loss of quality, rows that the candidate left without a score, the latency
+    ratio and the memory ratio. The same input gives the same result: all resampling is seeded by
+    the plan.
+
+    Raises
+    ------
+    RunError
+        When the arms were not replayed on the same rows.
+    """
+    validation = AlignedSlice.align(measurements, VALIDATION)
+    judged = AlignedSlice.align(measurements, JUDGED)
+    findings = Findings()
+    quality = measure_quality(validation, judged, plan)
+    more_data = judge_quality(quality, plan, findings)
+    latency = measure_latency(
+        measurements.latency,
+        tuple(dict.fromkeys((MEDIAN, plan.efficiency.latency_percentile))),
+        resamples=plan.quality.resamples,
+        alpha=plan.quality.alpha,
+        seed=plan.seed,
+    )
+    noise = judge_latency(latency, plan, findings)
+    judge_memory(measurements, plan, findings)
+    inform_throughput(measurements, plan, findings)
+    inform_cost(measurements, latency, plan, findings)
+    inform_routing(measurements, findings)
+    inform_score_difference(measurements, plan, findings)
+    noise["score_rows_different"] = _same_scores_twice(judged, findings)
+    _remark_baseline(measurements, quality, latency, plan, findings)
+    return Result(
+        verdict=findings.verdict,
+        reasons=(*findings.gates, *findings.remarks),
+        kpis=tuple(findings.kpis),
+        plan={"name": plan.name, "digest": plan.digest},
+        more_data=more_data,
+        dataset=measurements.dataset,
+        environment=measurements.environment,
+        noise=noise,
+    )
+
+
+def _same_scores_twice(judged: AlignedSlice, findings: Findings) -> int | None:
+    rows = score_noise(judged, INCUMBENT_AGAIN)
+    name = "noise/score_rows_different"
+    findings.inform(
+        Kpi(
+            name=name,
+            value=rows,
+            unit="rows",
+            direction="lower",
+            note="Judged rows that the incumbent, run twice, scored differently.",
+        )
+    )
+    if rows:
+        findings.remark(
+            name,
+            f"The incumbent, run twice, scored {rows} of {judged.rows} judged rows differently: "
+            "scoring is not deterministic, so a small loss may be chance.",
+        )
+    return rows
+
+
+def _remark_baseline(
+    measurements: Measurements,
+    quality: Quality,
+    latency: Mapping[str, ArmLatency],
+    plan: Plan,
+    findings: Findings,
+) -> None:
+    """Say so when the simple baseline does as well and runs faster. It decides nothing."""
+    baseline = plan.arms.baseline
+    if baseline is None or quality.baseline is None or not proven(quality, plan):
+        return
+    loss = quality.baseline.losses.get(plan.quality.headline)
+    if loss is None or loss.high >= plan.quality.loss_limit:
+        return
+    gains = []
+    if BASELINE in latency and CANDIDATE in latency:
+        share = latency[BASELINE].mean_ms / latency[CANDIDATE].mean_ms
+        if share < 1:
+            gains.append(f"takes {share:.2g} of its time per event")
+    rates = [measurements.leg(arm, OFFLINE).rows_per_second for arm in (BASELINE, CANDIDATE)]
+    if rates[0] and rates[1] and rates[0] > rates[1]:
+        gains.append(f"scores {rates[0] / rates[1]:.2g} times as many rows a second")
+    if gains:
+        kind = {"pca": "PCA", "logistic": "logistic regression"}.get(baseline.kind, baseline.kind)
+        findings.remark(
+            f"quality/baseline_loss_{plan.quality.headline}",
+            f"The simple baseline ({kind}) does as well as the candidate (its loss against it is "
+            f"at most {loss.high:.3f}) and {' and '.join(gains)}: consider it.",
+        )

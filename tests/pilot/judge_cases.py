@@ -1,0 +1,142 @@
+"""Synthetic measurements whose right answers are known by construction."""
+
+from typing import Any
+
+import numpy as np
+
+from sma_pilot.judge.measurements import AlignedSlice, ArmScores, LatencySample, Leg, Measurements
+from sma_pilot.plan import Plan
+
+MINUTE = 60 * 10**9
+START = 1_700_000_040 * 10**9  # on a full minute
+
+
+def make_plan(task: dict[str, Any] | None = None, **sections: dict[str, Any]) -> Plan:
+    """A valid plan; `quality={"alpha": 0.1}` and the like change single fields."""
+    document: dict[str, Any] = {
+        "version": 1,
+        "name": "case",
+        "log": {
+            "files": ["x.csv"],
+            "time": "time",
+            "label": "label",
+            "numeric": ["x"],
+            "period": "1m",
+            "max_gap": "1h",
+        },
+        "slices": {"validation_from": 0.4, "judged_from": 0.5},
+        "task": task or {"kind": "forecast_anomaly"},
+        "quality": {
+            "loss_limit": 0.1,
+            "false_alarms_per_day": 2,
+            "alarm_merge": "10m",
+            "resamples": 400,
+        },
+        "efficiency": {},
+        "arms": {"incumbent": {"kind": "transformer"}, "candidate": {"kind": "sma"}},
+    }
+    for name, fields in sections.items():
+        document[name] = {**document.get(name, {}), **fields}
+    return Plan.model_validate(document)
+
+
+def make_slice(label, scores: dict[str, Any], entity=None, time=None, name="judged"):
+    """An aligned slice of one row a minute."""
+    label = np.asarray(label, dtype=np.int32)
+    entity = np.zeros(label.size, np.int32) if entity is None else np.asarray(entity, np.int32)
+    if time is None:
+        time = START + MINUTE * np.arange(label.size)
+    return AlignedSlice(
+        name=name,
+        entity=entity,
+        time=np.asarray(time, dtype=np.int64),
+        label=label,
+        scores={arm: np.asarray(score, dtype=np.float32) for arm, score in scores.items()},
+    )
+
+
+def fleet_scores(
+    hits: dict[str, np.ndarray], *, entities: int = 4, spacing: int = 300, length: int = 5, seed=0
+) -> dict[str, dict[str, ArmScores]]:
+    """Scores of arms that catch exactly the events that `hits` [E] says.
+
+    Normal rows score in [0, 1), the same for all arms; a caught event scores 2, a missed one 0.
+    Events are `length` rows long, `spacing` rows apart and staggered over the entities.
+    """
+    rng = np.random.default_rng(seed)
+    events = next(iter(hits.values())).size
+    rows = spacing * -(-events // entities)
+    slices = {}
+    for place, name in enumerate(("validation", "judged")):
+        entity = np.repeat(np.arange(entities, dtype=np.int32), rows)
+        time = START + MINUTE * (np.tile(np.arange(rows), entities) + place * rows)
+        label = np.zeros(entity.size, np.int32)
+        normal = rng.random(entity.size).astype(np.float32)
+        starts = []
+        if name == "judged":
+            for event in range(events):
+                machine, turn = event % entities, event // entities
+                offset = (machine + 1) * spacing // (entities + 2)
+                starts.append(machine * rows + turn * spacing + offset)
+            for start in starts:
+                label[start : start + length] = 1
+        slices[name] = {}
+        for arm, hit in hits.items():
+            score = normal.copy()
+            for start, caught in zip(starts, hit, strict=False):
+                score[start : start + length] = 2.0 if caught else 0.0
+            slices[name][arm] = ArmScores(entity=entity, time=time, label=label, score=score)
+    return slices
+
+
+def latency_sample(factor=1.0, *, passes=3, queries=400, seed=0, spread=0.1) -> LatencySample:
+    """Log-normal service times of about `factor` milliseconds."""
+    rng = np.random.default_rng(seed)
+    size = passes * queries
+    return LatencySample(
+        service_ns=(1e6 * factor * rng.lognormal(0, spread, size)).astype(np.int64),
+        pass_index=np.repeat(np.arange(passes), queries),
+        query=np.tile(np.arange(queries), passes),
+        active_share=np.full(size, np.nan, np.float32),
+    )
+
+
+def make_measurements(
+    scores: dict[str, dict[str, ArmScores]] | None = None,
+    *,
+    events: int = 120,
+    candidate_misses: int = 0,
+    **changes: Any,
+) -> Measurements:
+    """Measurements that pass every gate of `make_plan`, but for the misses and the changes."""
+    if scores is None:
+        caught = np.ones(events, bool)
+        missed = np.arange(events) % max(1, events // max(candidate_misses, 1)) == 0
+        candidate = caught & ~(missed & (np.cumsum(missed) <= candidate_misses))
+        scores = fleet_scores(
+            {"incumbent": caught, "incumbent_again": caught, "candidate": candidate}
+        )
+    entities = int(scores["judged"]["incumbent"].entity.max(initial=0)) + 1
+    fields: dict[str, Any] = {
+        "entities": tuple(f"machine {index}" for index in range(entities)),
+        "scores": scores,
+        "latency": {
+            "incumbent": latency_sample(1.0, seed=1),
+            "incumbent_again": latency_sample(1.0, seed=2),
+            "candidate": latency_sample(0.6, seed=3),
+        },
+        "legs": {
+            "incumbent/offline": Leg(
+                rows_per_second=1000.0, weight_bytes=4000, state_bytes_per_entity=1000
+            ),
+            "candidate/offline": Leg(
+                rows_per_second=2500.0,
+                weight_bytes=3000,
+                state_bytes_per_entity=500,
+                activation_rate=0.4,
+            ),
+        },
+        "dataset": {"name": "case"},
+        "environment": {"cpu": "none"},
+    }
+    return Measurements(**{**fields, **changes})
