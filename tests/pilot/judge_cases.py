@@ -95,7 +95,7 @@ def latency_sample(factor=1.0, *, passes=3, queries=400, seed=0, spread=0.1) -> 
     size = passes * queries
     return LatencySample(
         service_ns=(1e6 * factor * rng.lognormal(0, spread, size)).astype(np.int64),
-        pass_index=np.repeat(np.arange(passes), queries),
+        pass_index=np.repeat(np.arange(passes, dtype=np.int32), queries),
         query=np.tile(np.arange(queries), passes),
         active_share=np.full(size, np.nan, np.float32),
     )
@@ -111,8 +111,9 @@ def make_measurements(
     """Measurements that pass every gate of `make_plan`, but for the misses and the changes."""
     if scores is None:
         caught = np.ones(events, bool)
-        missed = np.arange(events) % max(1, events // max(candidate_misses, 1)) == 0
-        candidate = caught & ~(missed & (np.cumsum(missed) <= candidate_misses))
+        # At random places: misses at equal distances would look like a long memory.
+        candidate = caught.copy()
+        candidate[np.random.default_rng(9).permutation(events)[:candidate_misses]] = False
         scores = fleet_scores(
             {"incumbent": caught, "incumbent_again": caught, "candidate": candidate}
         )

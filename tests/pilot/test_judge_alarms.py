@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sma_pilot.judge.alarms import LARGEST_ALARM_SHARE, choose_threshold, episode_starts
+from sma_pilot.judge.alarms import LARGEST_ALARM_SHARE, Threshold, choose_threshold, episode_starts
 from sma_pilot.judge.events import DAY_NS
 
 HOUR = DAY_NS // 24
 
 
-def choose(score, *, per_day, merge_hours=1.0, entity=None, time=None, exposure=None):
+def find(score, *, per_day, merge_hours=1.0, entity=None, time=None, exposure=None):
     score = np.asarray(score, np.float32)
     size = score.size
     return choose_threshold(
@@ -22,6 +22,12 @@ def choose(score, *, per_day, merge_hours=1.0, entity=None, time=None, exposure=
         merge_ns=int(merge_hours * HOUR),
         per_day=per_day,
     )
+
+
+def choose(score, **given) -> Threshold:
+    found = find(score, **given)
+    assert found is not None
+    return found
 
 
 def count_alarms(score, entity, time, value, merge_ns):
@@ -124,7 +130,7 @@ def test_a_rate_over_many_days_is_not_rounded_down_by_floating_point():
 
 @pytest.mark.parametrize("score", [[], [np.nan] * 5])
 def test_no_scored_row_is_no_threshold(score):
-    assert choose(score, per_day=2) is None
+    assert find(score, per_day=2) is None
 
 
 def test_infinite_scores_are_scores():

@@ -1,12 +1,14 @@
 """Service times: percentiles that are estimable, and ratios with the noise of the machine.
 
-Arms serve the same queries, several passes each, at different moments. A resample draws blocks
-of consecutive queries, the same for every arm (a costly event is costly for all), and passes, for
-every arm anew (a disturbance hits the arm that runs).
+Arms serve the same queries, several passes each, at different moments. A resample draws passes,
+and in each of them blocks of consecutive queries; the draw is the same for every arm, so that an
+event that is costly for all does not pass for a difference. What disturbs one arm in one pass
+shows as a difference between passes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ from sma_pilot.judge.statistics import block_weights, choose_block, quantile_bou
 CONFIDENCE = 0.99
 """Of the early-stopping rule."""
 MEDIAN = 50.0
+# A query is known by pass and position, packed into one number.
+_QUERY_BITS = 40
 
 Interval = tuple[float, float]
 
@@ -64,8 +68,8 @@ class ArmLatency:
 
     Attributes
     ----------
-    queries : int
-        Different queries; a further pass times the same again.
+    queries, passes : int
+        Queries of all passes together, and how many passes they come from.
     percentiles : mapping percentile -> Figure
         Only those that `minimum_queries` allows.
     ratios : mapping percentile -> Figure
@@ -88,58 +92,58 @@ def measure_latency(
     alpha: float,
     seed: int,
 ) -> dict[str, ArmLatency]:
-    """Measure every arm on the queries that all arms served in all their passes.
+    """Measure every arm on the queries that all arms served.
 
     Returns
     -------
     dict arm -> ArmLatency
         Empty when there is no such query.
     """
-    tables = _tables(latency)
-    queries = next(iter(tables.values())).shape[1] if tables else 0
+    keys, times = _paired(latency)
+    queries = keys.size
     if not queries:
         return {}
     estimable = tuple(p for p in percentiles if queries >= minimum_queries(p))
-    ranked = {arm: _Ranked(table) for arm, table in tables.items()}
-    drawn = {(arm, p): np.empty(resamples) for arm in tables for p in estimable}
+    ranked = {arm: _Ranked(column) for arm, column in times.items()}
+    drawn = {(arm, p): np.empty(resamples) for arm in times for p in estimable}
     generator = np.random.default_rng(seed)
-    block = _block(tables)
+    borders = np.flatnonzero(np.diff(keys >> _QUERY_BITS, prepend=-1))
+    passes = [slice(*ends) for ends in zip(borders, [*borders[1:], queries], strict=True)]
+    block = _block(times, passes)
     for index in range(resamples):
-        query_weights = block_weights(queries, block, generator)
-        for arm, times in ranked.items():
-            passes = tables[arm].shape[0]
-            pass_weights = np.bincount(generator.integers(passes, size=passes), minlength=passes)
-            weights = np.outer(pass_weights, query_weights).ravel()
-            for percentile, value in zip(estimable, times(weights, estimable), strict=True):
+        weights = np.zeros(queries)
+        for place in generator.integers(len(passes), size=len(passes)):
+            size = passes[place].stop - passes[place].start
+            weights[passes[place]] += block_weights(size, min(block, size), generator)
+        for arm, ranking in ranked.items():
+            for percentile, value in zip(estimable, ranking(weights, estimable), strict=True):
                 drawn[arm, percentile][index] = value
-    whole = {arm: times(np.ones(times.size), estimable) for arm, times in ranked.items()}
+    whole = {arm: ranking(np.ones(queries), estimable) for arm, ranking in ranked.items()}
     measured = {}
-    for arm, table in tables.items():
+    for arm, column in times.items():
         figures, ratios = {}, {}
         for place, percentile in enumerate(estimable):
             own = drawn[arm, percentile]
             figures[percentile] = _figure(whole[arm][place], own, alpha)
-            if arm != INCUMBENT and INCUMBENT in tables:
+            if arm != INCUMBENT and INCUMBENT in times:
                 ratio = whole[arm][place] / whole[INCUMBENT][place]
                 ratios[percentile] = _figure(ratio, own / drawn[INCUMBENT, percentile], alpha)
         measured[arm] = ArmLatency(
             queries=queries,
-            passes=table.shape[0],
+            passes=len(passes),
             percentiles=figures,
             ratios=ratios,
-            mean_ms=float(table.mean()),
+            mean_ms=float(column.mean()),
         )
     return measured
 
 
 class _Ranked:
-    """Service times [P, Q] in rising order; a call gives percentiles under weights [P x Q]."""
+    """Service times [Q] in rising order; a call gives percentiles under weights [Q]."""
 
-    def __init__(self, table: NDArray[np.float64]) -> None:
-        flat = table.ravel()
-        self._order = np.argsort(flat, kind="stable")
-        self._sorted = flat[self._order]
-        self.size = flat.size
+    def __init__(self, times: NDArray[np.float64]) -> None:
+        self._order = np.argsort(times, kind="stable")
+        self._sorted = times[self._order]
 
     def __call__(
         self, weights: NDArray[np.float64], percentiles: tuple[float, ...]
@@ -149,45 +153,44 @@ class _Ranked:
         wanted = np.array(percentiles) / 100 * reached[-1]
         # The nudge keeps 0.95 x 100 at rank 95 when floating point makes it 95.00000000000001.
         places = np.searchsorted(reached, wanted * (1 - 1e-12))
-        return self._sorted[np.minimum(places, self.size - 1)]
+        return self._sorted[np.minimum(places, self._sorted.size - 1)]
 
 
 def _figure(value: float, samples: NDArray[np.float64], alpha: float) -> Figure:
     return Figure(value=float(value), interval=quantile_bounds(samples, alpha))
 
 
-def _tables(latency: Mapping[str, LatencySample]) -> dict[str, NDArray[np.float64]]:
-    """Lay out each arm's milliseconds as [passes, queries], over the queries all have in common.
+def _paired(
+    latency: Mapping[str, LatencySample],
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+    """Return the keys [Q] of the queries that all arms served, and each arm's milliseconds [Q].
 
     The baseline informs and does not decide, so it cannot take queries away: it is left out when
     it has not served what the others have.
     """
-    common: NDArray[np.int64] | None = None
-    for arm, sample in latency.items():
-        if arm != BASELINE:
-            for served in _queries_of_passes(sample):
-                common = served if common is None else np.intersect1d(common, served)
-    if common is None or not common.size:
-        return {}
-    tables = {}
-    for arm, sample in latency.items():
-        passes = _queries_of_passes(sample)
-        if passes and all(np.isin(common, served).all() for served in passes):
-            used = np.isin(sample.query, common)
-            order = np.lexsort((sample.query[used], sample.pass_index[used]))
-            tables[arm] = sample.service_ns[used][order].reshape(-1, common.size) / 1e6
-    return tables
+    keys = {
+        arm: (sample.pass_index.astype(np.int64) << _QUERY_BITS) + sample.query
+        for arm, sample in latency.items()
+    }
+    deciding = [own for arm, own in keys.items() if arm != BASELINE]
+    if not deciding:
+        return np.zeros(0, dtype=np.int64), {}
+    common = reduce(np.intersect1d, deciding)
+    times = {}
+    for arm, own in keys.items():
+        order = np.argsort(own)
+        if np.isin(common, own).all():
+            used = order[np.searchsorted(own, common, sorter=order)] if common.size else order[:0]
+            times[arm] = latency[arm].service_ns[used] / 1e6
+    return common, times
 
 
-def _queries_of_passes(sample: LatencySample) -> list[NDArray[np.int64]]:
-    passes = np.unique(sample.pass_index)
-    return [np.unique(sample.query[sample.pass_index == number]) for number in passes]
-
-
-def _block(tables: Mapping[str, NDArray[np.float64]]) -> int:
-    """Take the longest block that any pass of any arm asks for, at least the cube root of Q."""
-    queries = next(iter(tables.values())).shape[1]
-    floor = round(queries ** (1 / 3))
-    series = [np.log(times) for table in tables.values() for times in table]
-    every = np.ones(queries, dtype=bool)
-    return max(choose_block(times, every, floor) for times in series)
+def _block(times: Mapping[str, NDArray[np.float64]], passes: list[slice]) -> int:
+    """Take the longest block that any pass of any arm asks for, at least its cube root."""
+    longest = 1
+    for column in times.values():
+        for place in passes:
+            series = np.log(column[place])
+            every = np.ones(series.size, dtype=bool)
+            longest = max(longest, choose_block(series, every, round(series.size ** (1 / 3))))
+    return longest

@@ -42,7 +42,7 @@ def judge_latency(
         latency = measured.get(arm)
         if latency is None:
             continue
-        note = f"{latency.queries} different queries in each of {latency.passes} passes."
+        note = f"{latency.queries} queries in {latency.passes} passes."
         for each in (*others, percentile):
             findings.inform(
                 _kpi(
@@ -79,12 +79,12 @@ def _headline(
     absent = [arm for arm in (INCUMBENT, CANDIDATE) if arm not in measured]
     if absent:
         return "inconclusive", (
-            f"Latency was not measured: no query was served by all arms in all passes "
+            f"Latency was not measured: no query was served by all arms "
             f"(nothing for: {', '.join(absent)})."
         )
     if ratio is None:
         return "inconclusive", (
-            f"Latency {label} is not estimable: {measured[CANDIDATE].queries} different queries, "
+            f"Latency {label} is not estimable: {measured[CANDIDATE].queries} queries, "
             f"and LoadGen's early-stopping rule asks for {minimum_queries(percentile)}."
         )
     low, high = ratio.interval

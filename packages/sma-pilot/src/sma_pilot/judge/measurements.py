@@ -86,7 +86,8 @@ class LatencySample:
     pass_index : int32 [Q]
         Which visit of the scenario the query belongs to.
     query : int64 [Q]
-        Position of the event within the pass; the same position is the same event in each arm.
+        Position of the event within the pass; the same pass and position are the same event in
+        each arm.
     active_share : float32 [Q]
         Share of the layers' sub-modules that ran; NaN for an arm that does not route.
     """
@@ -109,6 +110,8 @@ class LatencySample:
                 f"LatencySample.service_ns: query {int(self.service_ns.argmin())} took "
                 f"{int(self.service_ns.min())} ns; a service time is longer than zero"
             )
+        if self.query.size and min(self.pass_index.min(), self.query.min()) < 0:
+            raise RunError("LatencySample: pass_index and query count from 0")
         keys = np.stack([self.pass_index.astype(np.int64), self.query], axis=1)
         if np.unique(keys, axis=0).shape[0] < keys.shape[0]:
             raise RunError("LatencySample: a query occurs twice in one pass")
