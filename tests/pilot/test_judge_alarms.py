@@ -123,9 +123,9 @@ def test_a_score_that_drifts_does_not_end_in_one_endless_alarm():
 
 
 def test_a_rate_over_many_days_is_not_rounded_down_by_floating_point():
-    score = np.zeros(2400)
-    score[np.arange(29) * 80] = 1  # 29 alarms in 100 days, and 0.29 x 100 < 29 in binary
-    assert choose(score, per_day=0.29).value == 0.0
+    score = np.zeros(240)
+    score[np.arange(23) * 10] = 1  # 23 alarms in 10 days, and 2.3 x 10 < 23 in binary
+    assert choose(score, per_day=2.3).value == 0.0
 
 
 @pytest.mark.parametrize("score", [[], [np.nan] * 5])

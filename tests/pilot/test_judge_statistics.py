@@ -228,6 +228,14 @@ def test_events_needed_follow_the_textbook():
     assert events_needed(doubled, 0.01, events, ALPHA) == 8564
 
 
+def test_events_needed_hold_a_bound_that_is_wider_than_the_standard_error_says():
+    # To halve the width of a bound takes four times the events; of an exact one, twice.
+    estimate = Estimate(value=0.0, low=-0.2, high=0.2, standard_error=1e-6)
+    assert events_needed(estimate, 0.1, 100, ALPHA) == 400
+    exact = Estimate(value=0.0, low=-0.2, high=0.2, standard_error=0.0)
+    assert events_needed(exact, 0.1, 100, ALPHA) == 200
+
+
 def test_more_data_scales_events_to_days_and_admits_when_none_would_do():
     arms = as_caught(3, 0, 57)
     estimate = recall_loss(*arms, resampled(*arms), incidents=60, blocks=100, alpha=ALPHA)

@@ -254,8 +254,14 @@ def test_more_false_alarms_are_said_and_decide_nothing():
         result, "quality/false_alarm_difference"
     )
     assert "has drifted" in reason(result, "quality/candidate_false_alarms_per_day")
-    quiet = judge(make_measurements(), make_plan())
-    assert {item.kpi for item in quiet.reasons} == set(GATES)
+
+
+def test_a_few_false_alarms_more_are_chance():
+    result = judge(noisier(make_measurements(), "candidate", every=20_000), make_plan())
+    difference = result.kpi("quality/false_alarm_difference")
+    assert difference.value is not None
+    assert difference.value > 0
+    assert {item.kpi for item in result.reasons} == set(GATES)
 
 
 # Latency.

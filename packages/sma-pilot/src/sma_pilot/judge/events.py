@@ -100,9 +100,8 @@ def row_kinds(
         rows_of_entity = np.diff(last_row, prepend=-1)
         last_time = np.repeat(rows.time[last_row], rows_of_entity)
         kinds[rows.time > last_time - nanoseconds(task.horizon)] = EXCLUDED
+    # Windows of an alarm leave events out, so rows inside an event stay excluded there.
     kinds[_covered(events.window_start, events.window_stop, rows.rows)] = POSITIVE
-    if task.horizon is not None:
-        kinds[rows.label > 0] = EXCLUDED
     return kinds
 
 
