@@ -78,7 +78,7 @@ def test_a_proven_loss_is_a_no_go():
     result = judge(make_measurements(candidate_misses=40), make_plan())
     assert result.verdict == "no-go"
     assert statuses(result)[HEADLINE] == "fail"
-    assert "over the limit" in reason(result, HEADLINE)
+    assert "a loss of 0.333; the true loss is at least" in reason(result, HEADLINE)
 
 
 def test_an_open_loss_says_how_much_more_data_it_takes():
@@ -254,6 +254,16 @@ def test_more_false_alarms_are_said_and_decide_nothing():
         result, "quality/false_alarm_difference"
     )
     assert "has drifted" in reason(result, "quality/candidate_false_alarms_per_day")
+
+
+def test_an_alarm_that_stands_is_said_though_it_counts_as_one():
+    measurements = make_measurements()
+    table = measurements.scores["judged"]["candidate"]
+    table.score[: table.rows // 4] = 1.5  # the first of four machines, all the time
+    result = judge(measurements, make_plan())
+    name = "quality/candidate_alarm_time_share"
+    assert result.kpi(name).value == pytest.approx(0.25, rel=0.05)  # events are no normal time
+    assert "stands in alarm for" in reason(result, name)
 
 
 def test_a_few_false_alarms_more_are_chance():

@@ -54,3 +54,17 @@ def status_of(low: float, high: float, limit: float) -> Status:
 def confidence_text(alpha: float) -> str:
     """Write the confidence of a one-sided bound, such as ``95 %``."""
     return f"{100 * (1 - alpha):g} %"
+
+
+def bound_text(interval: tuple[float, float], limit: float, alpha: float) -> str:
+    """Say how an interval stands to its limit, in the words of its `status_of`."""
+    low, high = interval
+    confidence = confidence_text(alpha)
+    where = {
+        "pass": f"at most {high:.4g} with {confidence} confidence, under",
+        "fail": f"at least {low:.4g} with {confidence} confidence, over",
+    }.get(
+        status_of(low, high, limit),
+        f"from {low:.4g} to {high:.4g} at {confidence} confidence a side, which does not settle",
+    )
+    return f"{where} the limit of {limit:g}"

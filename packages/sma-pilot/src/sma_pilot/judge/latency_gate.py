@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sma_pilot.judge.findings import Findings, confidence_text, status_of
+from sma_pilot.judge.findings import Findings, bound_text, status_of
 from sma_pilot.judge.latency import MEDIAN, ArmLatency, Figure, minimum_queries
 from sma_pilot.judge.measurements import BASELINE, CANDIDATE, INCUMBENT, INCUMBENT_AGAIN
 from sma_pilot.judge.result import Kpi, Status
@@ -87,7 +87,6 @@ def _headline(
             f"Latency {label} is not estimable: {measured[CANDIDATE].queries} queries, "
             f"and LoadGen's early-stopping rule asks for {minimum_queries(percentile)}."
         )
-    low, high = ratio.interval
     again = _ratio(measured, INCUMBENT_AGAIN, percentile)
     if again is None:
         return "inconclusive", (
@@ -101,17 +100,11 @@ def _headline(
             f"itself gives a ratio of {again.value:.3f} ({again.interval[0]:.3f} to "
             f"{again.interval[1]:.3f}), outside 1 +- {band:g}. Time both again on a quiet machine."
         )
-    status = status_of(low, high, limit)
-    confidence = confidence_text(plan.quality.alpha)
-    bound = {
-        "pass": f"at most {high:.4g} with {confidence} confidence, under the limit of",
-        "fail": f"at least {low:.4g} with {confidence} confidence, over the limit of",
-        "inconclusive": f"anywhere from {low:.4g} to {high:.4g} at {confidence} confidence a "
-        "side, which does not settle the limit of",
-    }[status]
+    status = status_of(*ratio.interval, limit)
+    bound = bound_text(ratio.interval, limit, plan.quality.alpha)
     return status, (
         f"Latency {label}: the candidate takes {ratio.value:.3f} of the incumbent's time; "
-        f"{bound} {limit:g}."
+        f"the true ratio is {bound}."
     )
 
 

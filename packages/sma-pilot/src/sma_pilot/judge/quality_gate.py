@@ -1,7 +1,8 @@
 """Quality in words and KPIs: the gate on the headline's loss, and what a reader should know."""
 
+from sma_pilot.judge.alarms import LARGEST_ALARM_SHARE
 from sma_pilot.judge.events import DAY_NS, nanoseconds
-from sma_pilot.judge.findings import Findings, confidence_text, status_of
+from sma_pilot.judge.findings import Findings, bound_text, confidence_text, status_of
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, JUDGED, AlignedSlice
 from sma_pilot.judge.power import more_data
 from sma_pilot.judge.quality import Quality
@@ -98,7 +99,7 @@ def _headline(quality: Quality, estimate: Estimate | None, plan: Plan) -> tuple[
     figures = [quality.arms[arm].values[plan.quality.headline] for arm in (INCUMBENT, CANDIDATE)]
     seen = (
         f"incumbent {figures[0]:.3f}, candidate {figures[1]:.3f} on {quality.events} events, "
-        f"a loss of {estimate.value:.3f}"
+        f"a {'gain' if estimate.value < 0 else 'loss'} of {abs(estimate.value):.3f}"
     )
     if quality.events < plan.quality.minimum_events:
         return "inconclusive", (
@@ -112,14 +113,8 @@ def _headline(quality: Quality, estimate: Estimate | None, plan: Plan) -> tuple[
             f"independent stretches, and {MINIMUM_BLOCKS} are needed ({seen})."
         )
     status = status_of(estimate.low, estimate.high, limit)
-    confidence = confidence_text(plan.quality.alpha)
-    bound = {
-        "pass": f"at most {estimate.high:.4g} with {confidence} confidence, under the limit of",
-        "fail": f"at least {estimate.low:.4g} with {confidence} confidence, over the limit of",
-        "inconclusive": f"anywhere from {estimate.low:.4g} to {estimate.high:.4g} at {confidence} "
-        "confidence a side, which does not settle the limit of",
-    }[status]
-    return status, f"{name.capitalize()}: {seen}; {bound} {limit:g}."
+    bound = bound_text((estimate.low, estimate.high), limit, plan.quality.alpha)
+    return status, f"{name.capitalize()}: {seen}; the true loss is {bound}."
 
 
 def _loss(name: str, estimate: Estimate | None, plan: Plan, status: Status) -> Kpi:
@@ -242,6 +237,13 @@ def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
         )
     for arm in (INCUMBENT, CANDIDATE):
         measured = quality.arms[arm]
+        if measured.alarm_share is not None and measured.alarm_share > LARGEST_ALARM_SHARE:
+            findings.remark(
+                f"quality/{arm}_alarm_time_share",
+                f"The {arm} stands in alarm for {100 * measured.alarm_share:.0f} % of the normal "
+                "judged time: it catches events in part by chance, and alarms that never end "
+                "are counted as few.",
+            )
         realised = measured.intervals.get(FALSE_ALARMS)
         if realised is None or measured.threshold is None:
             continue
