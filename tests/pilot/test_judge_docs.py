@@ -1,0 +1,65 @@
+"""docs/result.md names every field and every KPI, and none that does not exist."""
+
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
+from tests.pilot.judge_cases import make_measurements, make_plan
+
+from sma_pilot.judge.measurements import Leg
+from sma_pilot.judge.result import Kpi, MoreData, Reason, Result
+from sma_pilot.judge.verdict import judge
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "result.md").read_text(encoding="utf-8")
+
+
+def emitted() -> set[str]:
+    """Names of all KPIs of a forecast and of an alarm, baseline, routing and device included."""
+    measurements = make_measurements(candidate_misses=8)
+    scores = {
+        name: {**arms, "baseline": arms["candidate"]} for name, arms in measurements.scores.items()
+    }
+    latency = {**measurements.latency, "baseline": measurements.latency["candidate"]}
+    routed = replace(measurements.leg("candidate", "offline"), submodule_rates={"swiglu": 0.5})
+    legs = {**measurements.legs, "candidate/offline": routed, "baseline/offline": Leg()}
+    rich = replace(measurements, scores=scores, latency=latency, legs=legs)
+    sections = {"arms": {"baseline": {"kind": "pca"}}, "replay": {"device": "cuda"}}
+    results = [judge(rich, make_plan(**sections))]
+    alarm = {"kind": "alarm", "horizon": "30m"}
+    results.append(judge(measurements, make_plan(task=alarm)))
+    plan = make_plan(**sections, quality={"headline": "average_precision"})
+    results.append(judge(rich, plan))
+    return {kpi.name for result in results for kpi in result.kpis}
+
+
+def test_every_kpi_is_documented_and_every_documented_kpi_exists():
+    groups = "quality|latency|memory|throughput|cost|routing|noise"
+    documented = re.findall(rf"^\| `((?:{groups})/[^`]+)`", DOCUMENT, re.MULTILINE)
+    choices = {
+        "arm": "(incumbent|candidate|baseline)",
+        "metric": "(event_recall|average_precision)",
+        "percentile": r"\d+",
+        "scenario": "(offline|single_stream)",
+        "submodule": ".+",
+    }
+    patterns = [
+        re.compile(re.sub("<([a-z]+)>", lambda match: choices[match[1]], name))
+        for name in documented
+    ]
+    names = emitted()
+    unexplained = {name for name in names if not any(p.fullmatch(name) for p in patterns)}
+    assert unexplained == set()
+    stale = {p.pattern for p in patterns if not any(p.fullmatch(name) for name in names)}
+    assert stale == set()
+
+
+def test_every_field_is_documented():
+    documented = set(re.findall(r"`([a-z_]+)`", DOCUMENT))
+    for kind in (Result, Kpi, Reason, MoreData):
+        missing = {field.name for field in fields(kind)} - documented
+        assert missing == set(), kind.__name__
+    assert set(Result.from_dict(judge(make_measurements(), make_plan()).to_dict()).noise) == {
+        "latency_band",
+        *(f"latency_ratio_p{p}{end}" for p in (50, 95) for end in ("", "_low", "_high")),
+        "score_rows_different",
+    }
