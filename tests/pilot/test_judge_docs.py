@@ -1,11 +1,13 @@
-"""docs/result.md names every field and every KPI, and none that does not exist."""
+"""What the project promises of the judge: its documented figures, and that it sees no clock."""
 
+import ast
 import re
 from dataclasses import fields, replace
 from pathlib import Path
 
 from tests.pilot.judge_cases import make_measurements, make_plan
 
+import sma_pilot.judge
 from sma_pilot.judge.measurements import Leg
 from sma_pilot.judge.result import Kpi, MoreData, Reason, Result
 from sma_pilot.judge.verdict import judge
@@ -63,3 +65,23 @@ def test_every_field_is_documented():
         *(f"latency_ratio_p{p}{end}" for p in (50, 95) for end in ("", "_low", "_high")),
         "score_rows_different",
     }
+
+
+def test_the_judge_never_sees_a_clock_or_a_file():
+    folder = Path(sma_pilot.judge.__file__).parent
+    imported = {}
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported.update(dict.fromkeys((name.name for name in node.names), path.name))
+            elif isinstance(node, ast.ImportFrom):
+                imported[str(node.module)] = path.name
+    assert len(imported) > 10
+    harmless = {"collections", "dataclasses", "functools", "math", "statistics", "typing"}
+    known = {*harmless, "arch", "numpy", "scipy"}
+    own = ("sma_pilot.judge.", "sma_pilot.plan", "sma_pilot.errors")
+    for module, file in imported.items():
+        # Of `datetime` only a length of time is used: `plan` hands durations over as such.
+        assert module.split(".")[0] in known or module.startswith(own) or module == "datetime", (
+            f"{file} imports {module}"
+        )

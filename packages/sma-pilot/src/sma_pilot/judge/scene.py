@@ -27,11 +27,12 @@ from sma_pilot.plan import Plan
 
 EVENT_RECALL = "event_recall"
 AVERAGE_PRECISION = "average_precision"
-Interval = tuple[float, float]
 METRICS = (EVENT_RECALL, AVERAGE_PRECISION)
 FALSE_ALARMS = "false_alarms"
 # A block of the bootstrap holds at least this quantile of the events' lengths.
 TYPICAL_EVENT_QUANTILE = 0.9
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

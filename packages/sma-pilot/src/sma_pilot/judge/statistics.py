@@ -234,8 +234,8 @@ def recall_loss(
     note = ""
     if lost + won == 0:
         note = (
-            "the arms agree on every event, so there is nothing to resample; the bound is exact "
-            f"for {counts[2]:.0f} independent incidents (rule of three)"
+            "the arms agree on every event, so there is nothing to resample; the bound is that of "
+            f"{counts[2]:.0f} independent incidents without a difference (rule of three)"
         )
     elif few:
         note = (
