@@ -171,7 +171,7 @@ class SequenceModel(nn.Module):
                 pooled=pooled,
             )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, inputs: Inputs, state: State) -> Outputs:
         """Predict for one more step of each sequence, in constant time, without gradient.
 

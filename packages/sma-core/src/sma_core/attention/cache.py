@@ -19,7 +19,7 @@ class AttentionCache(TensorState):
     key, value
         Keys (rotated already) and values.
     position
-        Time index of each row.
+        Time index of each row; -1 where a slot is empty.
     count
         Active rows seen so far.
     """
@@ -28,6 +28,25 @@ class AttentionCache(TensorState):
     value: Float[Tensor, "B S H"]
     position: Int[Tensor, "B S"]
     count: Int[Tensor, "B"]
+
+    @classmethod
+    def fresh(
+        cls,
+        batch: int,
+        slots: int,
+        query_width: int,
+        value_width: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "AttentionCache":
+        """Make an empty cache."""
+        return cls(
+            key=torch.zeros(batch, slots, query_width, device=device, dtype=dtype),
+            value=torch.zeros(batch, slots, value_width, device=device, dtype=dtype),
+            position=torch.full((batch, slots), -1, device=device),
+            count=torch.zeros(batch, device=device, dtype=torch.int64),
+        )
 
     @property
     def slots(self) -> int:
@@ -99,32 +118,37 @@ class AttentionCache(TensorState):
         value: Float[Tensor, "A H"],
         position: Int[Tensor, "A"],
         index: Int[Tensor, "A"] | None,
-    ) -> "StepView":
-        """Write one row to each of the sequences `index` (None: to all), and look at the ring."""
+    ) -> "AttentionCache":
+        """Write one row to the ring of each of the sequences `index`, or of all when None.
+
+        Returns the cache of these sequences: itself for all, else a copy.
+        """
         batch, slots = self.key.shape[:2]
         count = self.count if index is None else self.count.index_select(0, index)
-        newest = count.remainder(slots)
-        flat = newest
+        slot = count.remainder(slots)
         if index is not None:
-            flat = newest + index * slots
+            slot = slot + index * slots
         elif batch > 1:
-            flat = newest + torch.arange(batch, device=newest.device) * slots
-        self.key.flatten(0, 1).index_copy_(0, flat, key.to(self.key.dtype))
-        self.value.flatten(0, 1).index_copy_(0, flat, value.to(self.value.dtype))
-        self.position.flatten().index_copy_(0, flat, position)
-        slot = torch.arange(slots, device=newest.device)
-        view = StepView(
-            key=self.key if index is None else self.key.index_select(0, index),
-            value=self.value if index is None else self.value.index_select(0, index),
-            position=self.position if index is None else self.position.index_select(0, index),
-            filled=slot <= count[:, None],
-            age=(newest[:, None] - slot).remainder(slots),
-        )
+            slot = slot + torch.arange(0, batch * slots, slots, device=slot.device)
+        self.key.view(batch * slots, -1).index_copy_(0, slot, key.to(self.key.dtype))
+        self.value.view(batch * slots, -1).index_copy_(0, slot, value.to(self.value.dtype))
+        self.position.view(-1).index_copy_(0, slot, position)
         if index is None:
             self.count.add_(1)
-        else:
-            self.count.index_add_(0, index, torch.ones_like(index))
-        return view
+            return self
+        self.count.index_copy_(0, index, count + 1)
+        return self.select(index)
+
+    @property
+    def empty(self) -> Bool[Tensor, "B S"]:
+        """Slots that hold no row yet."""
+        return self.position < 0
+
+    @property
+    def age(self) -> Int[Tensor, "B S"]:
+        """Distance in active rows from each slot's row to the newest one."""
+        newest = self.count.unsqueeze(1) - 1
+        return (newest - torch.arange(self.slots, device=newest.device)).remainder(self.slots)
 
 
 @dataclass(frozen=True)
@@ -136,17 +160,3 @@ class JoinedRows:
     position: Int[Tensor, "J"]
     group: Int[Tensor, "J"]
     new: Int[Tensor, "R"]
-
-
-@dataclass(frozen=True)
-class StepView:
-    """What one row of each of A sequences sees: its ring, in no order of time.
-
-    `age` is the distance in active rows from a slot to the newest one.
-    """
-
-    key: Float[Tensor, "A S Z"]
-    value: Float[Tensor, "A S H"]
-    position: Int[Tensor, "A S"]
-    filled: Bool[Tensor, "A S"]
-    age: Int[Tensor, "A S"]

@@ -20,7 +20,8 @@ class PositionScheme(nn.Module):
         Whether keys lie only at or before the query.
     """
 
-    uses_time: ClassVar[bool] = False  # whether `bias` reads distances in time
+    uses_rows: ClassVar[bool] = False  # whether `bias` reads distances in active rows
+    uses_time: ClassVar[bool] = False  # whether it reads distances in time
 
     def __init__(self, config: GatedAttentionConfig, *, causal: bool) -> None:
         super().__init__()
@@ -29,15 +30,15 @@ class PositionScheme(nn.Module):
         """Turn queries and keys by their time index."""
         return x
 
-    def bias(self, rows: Tensor, time: Tensor | None) -> Tensor | None:
+    def bias(self, rows: Tensor | None, time: Tensor | None) -> Tensor | None:
         """Score to add.
 
         Parameters
         ----------
         rows
-            Distance from key to query in active rows, any shape.
+            Distance from key to query in active rows, any shape; None unless `uses_rows`.
         time
-            The same in time steps, or None unless `uses_time`.
+            The same in time steps; None unless `uses_time`.
         """
         return None
 
@@ -56,11 +57,11 @@ class Rotary(PositionScheme):
         if self._frequency.device != x.device:
             self._frequency = self._frequency.to(x.device)
         # Angles in float64: a stream's index outgrows the 24 bits of float32.
-        angle = torch.outer(position.to(torch.float64), self._frequency)
+        angle = position.view(-1, 1, 1) * self._frequency
         wide = torch.promote_types(x.dtype, torch.float32)
-        turn = torch.polar(torch.ones_like(angle), angle).to(wide.to_complex())
+        turn = torch.polar(angle.new_ones(()), angle).to(wide.to_complex())
         pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * turn.unsqueeze(1)).flatten(-2).to(x.dtype)
+        return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
 class _TableBias(PositionScheme):
@@ -87,7 +88,7 @@ class Simple(_TableBias):
     def __init__(self, config: GatedAttentionConfig, *, causal: bool) -> None:
         super().__init__(config.max_positions, config, causal=causal)
 
-    def bias(self, rows: Tensor, time: Tensor | None) -> Tensor | None:
+    def bias(self, rows: Tensor | None, time: Tensor | None) -> Tensor | None:
         """See `PositionScheme.bias`."""
         assert time is not None  # noqa: S101  (uses_time)
         return self._look_up(time)
@@ -96,11 +97,14 @@ class Simple(_TableBias):
 class Local(_TableBias):
     """A learned bias by distance in active rows, which the window bounds."""
 
+    uses_rows = True
+
     def __init__(self, config: GatedAttentionConfig, *, causal: bool) -> None:
         super().__init__(config.window + 1, config, causal=causal)
 
-    def bias(self, rows: Tensor, time: Tensor | None) -> Tensor | None:
+    def bias(self, rows: Tensor | None, time: Tensor | None) -> Tensor | None:
         """See `PositionScheme.bias`."""
+        assert rows is not None  # noqa: S101  (uses_rows)
         return self._look_up(rows)
 
 

@@ -12,17 +12,17 @@ from sma_core.config import Score
 def weigh(
     scores: Float[Tensor, "*S"],
     bias: Float[Tensor, "*#S"] | None,
-    visible: Bool[Tensor, "*#S"],
+    hidden: Bool[Tensor, "*#S"],
     kind: Score,
 ) -> Float[Tensor, "*S"]:
-    """Turn scores into attention weights, exactly zero where not visible.
+    """Turn scores into attention weights, exactly zero where hidden.
 
     `kind` is ``softmax`` over the last axis or ``relu2``, the squared ReLU, which does not
     normalise (So et al., arXiv 2109.08668).
     """
     if bias is not None:
         scores = scores + bias
-    scores = scores.masked_fill(~visible, float("-inf"))
+    scores = scores.masked_fill(hidden, float("-inf"))
     return scores.softmax(-1) if kind == "softmax" else scores.relu().square()
 
 
@@ -61,7 +61,7 @@ def windowed_attention(
     time = None
     if scheme.uses_time:
         time = blocks.queries(position).unsqueeze(-1) - blocks.keys(position).unsqueeze(1)
-    bias = scheme.bias(blocks.distance, time)
+    bias = scheme.bias(blocks.distance if scheme.uses_rows else None, time)
     scores = torch.bmm(blocks.queries(query), blocks.keys(key).mT)
-    weights = weigh(scores, bias, blocks.visible, score)
+    weights = weigh(scores, bias, blocks.hidden, score)
     return blocks.rows(torch.bmm(weights.to(value.dtype), blocks.keys(value)))

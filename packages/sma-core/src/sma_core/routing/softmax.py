@@ -35,7 +35,7 @@ class TemperedSoftmax(Policy):
         """See `Policy.forward`; `position` plays no part."""
         skip, run = logits.to(torch.promote_types(logits.dtype, torch.float32)).unbind(-1)
         # A softmax over two logits is a sigmoid of their difference.
-        margin = (run - skip) * torch.exp(-self.theta)
+        margin = (run - skip) / torch.exp(self.theta)
         return RoutingDecision(
             active=run > skip,
             confidence=torch.sigmoid(margin.abs()),

@@ -69,12 +69,14 @@ class GatedAttention(SubModule):
 
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> AttentionCache:
         """See `SubModule.init_state`."""
-        slots = self.config.window + 1
-        return AttentionCache(
-            key=torch.zeros(batch, slots, self.config.query_width, device=device, dtype=dtype),
-            value=torch.zeros(batch, slots, self.config.value_width, device=device, dtype=dtype),
-            position=torch.zeros(batch, slots, device=device, dtype=torch.int64),
-            count=torch.zeros(batch, device=device, dtype=torch.int64),
+        config = self.config
+        return AttentionCache.fresh(
+            batch,
+            config.window + 1,
+            config.query_width,
+            config.value_width,
+            device=device,
+            dtype=dtype,
         )
 
     def step(
@@ -88,9 +90,12 @@ class GatedAttention(SubModule):
         assert state is not None  # noqa: S101  (made by init_state)
         query, key, value, gate = self._project(x, position)
         ring = state.push(key, value, position, index)
-        time = position[:, None] - ring.position if self.positions.uses_time else None
+        bias = self.positions.bias(
+            ring.age if self.positions.uses_rows else None,
+            position[:, None] - ring.position if self.positions.uses_time else None,
+        )
         scores = torch.bmm(ring.key, query.to(ring.key.dtype).unsqueeze(-1)).squeeze(-1)
-        weights = weigh(scores, self.positions.bias(ring.age, time), ring.filled, self.config.score)
+        weights = weigh(scores, bias, ring.empty, self.config.score)
         seen = torch.bmm(weights.to(ring.value.dtype).unsqueeze(1), ring.value).squeeze(1)
         return self.output(seen.to(gate.dtype) * gate)
 
