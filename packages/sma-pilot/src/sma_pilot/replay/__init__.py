@@ -1,0 +1,1 @@
+"""Replay held-out time through every arm, and measure."""

@@ -1,0 +1,274 @@
+"""Runs every leg of a replay: each arm, in each scenario, in random order, once.
+
+A leg is measured in one go: stopped half way, it runs again from its start, while finished legs
+stay. The incumbent runs twice under two names; what the two differ by is the noise of the bench.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sma_core.dataset import PreparedDataset
+from sma_pilot.arms import Arm, Scorer, build_arms
+from sma_pilot.errors import RunError
+from sma_pilot.plan import Plan
+from sma_pilot.progress import OnProgress
+from sma_pilot.replay.card import ReplayCard, describe_dataset, fingerprint, read_json
+from sma_pilot.replay.clock import Clock, timer_overhead_ns, wall_clock
+from sma_pilot.replay.environment import environment
+from sma_pilot.replay.meters import PeakMemory
+from sma_pilot.replay.offline import run_offline
+from sma_pilot.replay.single_stream import run_single_stream
+from sma_pilot.replay.stream import choose_stream
+from sma_pilot.replay.timeline import Lane, Timeline
+from sma_pilot.run_folder import write_json
+
+OFFLINE = "offline"
+SINGLE_STREAM = "single_stream"
+_AGAIN = "incumbent_again"
+
+
+@dataclass(frozen=True)
+class LegName:
+    """One arm in one scenario; single-stream comes in several passes."""
+
+    arm: str
+    scenario: str
+    visit: int | None = None
+
+    def __str__(self) -> str:
+        name = f"{self.arm}/{self.scenario}"
+        return name if self.visit is None else f"{name}/{self.visit}"
+
+    @property
+    def role(self) -> str:
+        """The arm of the plan that runs under this name."""
+        return "incumbent" if self.arm == _AGAIN else self.arm
+
+    @property
+    def file(self) -> str:
+        """Name of the file that says the leg is finished."""
+        return str(self).replace("/", ".") + ".json"
+
+
+def legs_of(plan: Plan) -> list[LegName]:
+    """Return the legs in the order they run.
+
+    All offline legs come first, since the streams are compared with their scores. Arms take turns
+    in a new random order in every pass, so that a machine that warms up or slows down favours none.
+    """
+    arms = [*plan.named_arms(), _AGAIN]
+    shuffled = random.Random(f"{plan.seed}/order")
+    legs = [LegName(arm, OFFLINE) for arm in shuffled.sample(arms, len(arms))]
+    for visit in range(plan.replay.passes):
+        order = shuffled.sample(arms, len(arms))
+        legs += [LegName(arm, SINGLE_STREAM, visit) for arm in order]
+    return legs
+
+
+def replay(
+    plan: Plan,
+    dataset: PreparedDataset,
+    models: Path,
+    folder: Path,
+    on_progress: OnProgress,
+    *,
+    arms: Mapping[str, Arm] | None = None,
+    clock: Clock = wall_clock,
+) -> ReplayCard:
+    """Replay the validation and judged slices through every arm and keep what was measured.
+
+    Parameters
+    ----------
+    plan : Plan
+    dataset : PreparedDataset
+        With splits ``validation`` and ``judged``.
+    models : Path
+        One folder per arm of the plan, as `fit_arms` left them.
+    folder : Path
+        Where the measurements go; a replay that was stopped there goes on.
+    on_progress : OnProgress
+    arms : dict of str to Arm, optional
+        Arms by role, in place of those that the plan names.
+    clock : Clock
+        What times the arms.
+
+    Raises
+    ------
+    RunError
+        `folder` holds a replay of another plan, data set, model or machine, or the device is not
+        there.
+    """
+    arms = build_arms(plan) if arms is None else arms
+    if plan.replay.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("replay.device: 'cuda' is asked for and there is no CUDA device here")
+    timeline = Timeline(dataset, round(plan.log.max_gap.total_seconds() * 1e9))
+    begun = {
+        "plan_digest": plan.digest,
+        "models": {role: fingerprint(models / role) for role in arms},
+        "dataset": describe_dataset(dataset.card, timeline.entities),
+        "environment": environment(plan.replay.threads, plan.replay.device),
+    }
+    finished = folder / "replay.json"
+    _claim(folder, begun, finished.exists())
+    if finished.exists():
+        return ReplayCard.load(finished)
+
+    bench = _Bench(plan, timeline, folder, clock, on_progress)
+    legs = legs_of(plan)
+    with _threads(plan.replay.threads):
+        waiting = [leg for leg in legs if not (folder / "legs" / leg.file).exists()]
+        streams = [leg for leg in legs if leg.visit is not None]
+        for role in dict.fromkeys(leg.role for leg in waiting):
+            bench.rehearse(arms[role].open(models / role))
+        for leg in waiting:
+            if leg.visit is not None:
+                on_progress("replay single stream", streams.index(leg), len(streams))
+            figures = bench.measure(leg, lambda leg=leg: arms[leg.role].open(models / leg.role))
+            write_json(folder / "legs" / leg.file, figures)
+        on_progress("replay single stream", len(streams), len(streams))
+    begun["environment"]["timer_overhead_ns"] = timer_overhead_ns(clock)
+    measured = {leg: read_json(folder / "legs" / leg.file) for leg in legs}
+    card = ReplayCard(**begun, order=[str(leg) for leg in legs], legs=_by_scenario(measured))
+    write_json(finished, card.to_dict())
+    return card
+
+
+def _claim(folder: Path, begun: dict[str, Any], finished: bool) -> None:
+    """Make `folder` this replay's own, or refuse it as that of another one."""
+    path = folder / "begun.json"
+    if not path.exists():
+        write_json(path, begun)
+        return
+    before = read_json(path)
+    reasons: dict[str, str] = {
+        "plan_digest": "of another plan",
+        "dataset": "of another data set",
+        "models": "of other models",
+    }
+    if not finished:
+        reasons["environment"] = "on another machine or with other software"
+    for part, reason in reasons.items():
+        if before.get(part) != begun[part]:
+            raise RunError(
+                f"{folder}: holds a replay {reason}, whose measurements cannot be mixed with "
+                "these; delete the folder or replay into another one"
+            )
+
+
+class _Bench:
+    """Measures one leg after the other under the same conditions."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        timeline: Timeline,
+        folder: Path,
+        clock: Clock,
+        on_progress: OnProgress,
+    ) -> None:
+        self._plan = plan
+        self._timeline = timeline
+        self._folder = folder
+        self._clock = clock
+        self._on_progress = on_progress
+
+    def rehearse(self, scorer: Scorer) -> None:
+        """Score a few rows, so that what cannot work fails now and not hours later.
+
+        It also has the process pay, before anything is metered, for what libraries do once.
+        """
+        few = [Lane(s, min(s.rows, 16)) for s in self._timeline.stretches[:1]]
+        with torch.inference_mode():
+            for chunk in self._timeline.walk(scorer, few, 16):
+                scorer.score(chunk.inputs, chunk.state)
+                scorer.step(chunk.inputs.map(lambda rows: rows[:, :1]), chunk.state)
+
+    def measure(self, leg: LegName, open_scorer: Callable[[], Scorer]) -> dict[str, Any]:
+        """Run a leg and return its figures, ready for JSON."""
+        settings = self._plan.replay
+        with PeakMemory(sampled=leg.scenario == OFFLINE, device=settings.device) as memory:
+            scorer = open_scorer()
+            if leg.visit is None:
+                figures = run_offline(
+                    leg.arm,
+                    scorer,
+                    self._timeline,
+                    self._folder,
+                    chunk_rows=settings.chunk_rows,
+                    routing=leg.arm == "candidate",
+                    clock=self._clock,
+                    on_progress=self._on_progress,
+                )
+            else:
+                size = settings.warmup_events + settings.single_stream_events
+                figures = run_single_stream(
+                    leg.arm,
+                    leg.visit,
+                    scorer,
+                    self._timeline,
+                    choose_stream(self._timeline, size, f"{self._plan.seed}/{leg.visit}"),
+                    self._folder,
+                    chunk_rows=settings.chunk_rows,
+                    warmup=settings.warmup_events,
+                    clock=self._clock,
+                    sample_memory=memory.sample,
+                )
+        return {
+            **figures,
+            "peak_rss_bytes": memory.peak_rss_bytes,
+            "baseline_rss_bytes": memory.baseline_rss_bytes,
+            "peak_cuda_bytes": memory.peak_cuda_bytes,
+            "state_bytes_per_entity": scorer.start(1).nbytes,
+            "weight_bytes": scorer.weight_bytes,
+            "threads": settings.threads,
+        }
+
+
+def _by_scenario(measured: dict[LegName, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the figures by ``<arm>/<scenario>``, the passes of a scenario brought together."""
+    passes: dict[str, list[dict[str, Any]]] = {}
+    merged: dict[str, dict[str, Any]] = {}
+    for leg, figures in measured.items():
+        name = f"{leg.arm}/{leg.scenario}"
+        if leg.visit is None:
+            merged[name] = figures
+        else:
+            passes.setdefault(name, []).append(figures)
+    return merged | {name: _over_passes(legs) for name, legs in passes.items()}
+
+
+def _over_passes(passes: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = sum(leg["rows"] for leg in passes)
+    seconds = sum(leg["seconds"] for leg in passes)
+    routed = [leg for leg in passes if leg["activation_rate"] is not None]
+    differences = [leg["score_difference"] for leg in passes if leg["score_difference"] is not None]
+    # Memory is that of the pass that took most over its own baseline.
+    most = max(passes, key=lambda leg: leg["peak_rss_bytes"] - leg["baseline_rss_bytes"])
+    return {
+        **most,
+        "rows": rows,
+        "seconds": seconds,
+        "rows_per_second": rows / seconds if seconds > 0 else None,
+        "activation_rate": sum(leg["activation_rate"] * leg["rows"] for leg in routed) / rows
+        if routed
+        else None,
+        "score_difference": max(differences, default=None),
+        "passes": passes,
+    }
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch compute with `number` threads while the block runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,226 @@
+"""The rows to replay, as stretches: what one state runs through without a break."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from sma_core.dataset import PreparedDataset, Rows, SequenceRef, Split
+from sma_core.model import Inputs
+from sma_pilot.arms.base import Scorer
+
+_LANES = 8
+_HISTOGRAM_BINS = 65_536
+_READ_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Rows of one entity without a long silence: those of validation first, then the judged ones.
+
+    Parameters
+    ----------
+    entity : int
+        Index into the card's entities.
+    validation, judged : tuple of int
+        First row and end (exclusive) within the split; equal where it has no row there.
+    judged_from_ns, judged_until_ns : int or None
+        Time of the first and of the last judged row; None without one.
+    """
+
+    entity: int
+    validation: tuple[int, int] = (0, 0)
+    judged: tuple[int, int] = (0, 0)
+    judged_from_ns: int | None = None
+    judged_until_ns: int | None = None
+
+    @property
+    def border(self) -> int:
+        """Number of validation rows: the offset of the first judged row."""
+        return self.validation[1] - self.validation[0]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in all."""
+        return self.border + self.judged[1] - self.judged[0]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The first `stop` rows of a stretch."""
+
+    stretch: Stretch
+    stop: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows `begin` to `end` of several stretches at once, to be scored with `state`."""
+
+    lanes: tuple[Lane, ...]
+    begin: int
+    end: int
+    rows: tuple[Rows, ...]
+    inputs: Inputs
+    state: Any
+
+
+class Timeline:
+    """The validation and the judged slice of a prepared data set, entity by entity in time order.
+
+    An entity whose judged rows follow its validation rows without a silence longer than `max_gap`
+    keeps its state across the border, since nothing happened there to the machine: the border is
+    ours. A longer silence starts a new stretch, as it starts a new sequence within a slice.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        With splits ``validation`` and ``judged``.
+    max_gap_ns : int
+        Longest silence that a state survives.
+    """
+
+    def __init__(self, dataset: PreparedDataset, max_gap_ns: int) -> None:
+        self.card = dataset.card
+        self.entities = dataset.card.entities or ("all",)
+        self._validation = dataset.split("validation")
+        self._judged = dataset.split("judged")
+        self.stretches = self._join(max_gap_ns)
+        self.rows = self._validation.rows + self._judged.rows
+        self.judged_rows = self._judged.rows
+
+    def _join(self, max_gap_ns: int) -> list[Stretch]:
+        # Validation ends before judging begins, so only an entity's last sequence of the one and
+        # its first of the other can touch.
+        last: dict[int, tuple[int, SequenceRef]] = {}
+        for ref in self._validation.sequences:
+            until = _time(self._validation, ref.stop - 1)
+            if ref.entity not in last or until > last[ref.entity][0]:
+                last[ref.entity] = until, ref
+        first: dict[int, tuple[int, SequenceRef]] = {}
+        for ref in self._judged.sequences:
+            since = _time(self._judged, ref.start)
+            if ref.entity not in first or since < first[ref.entity][0]:
+                first[ref.entity] = since, ref
+        joined = {
+            first[entity][1]: ref
+            for entity, (until, ref) in last.items()
+            if entity in first and 0 < first[entity][0] - until <= max_gap_ns
+        }
+        continued = set(joined.values())
+        alone = [
+            Stretch(ref.entity, validation=(ref.start, ref.stop))
+            for ref in self._validation.sequences
+            if ref not in continued
+        ]
+        return alone + [
+            Stretch(
+                ref.entity,
+                validation=(joined[ref].start, joined[ref].stop) if ref in joined else (0, 0),
+                judged=(ref.start, ref.stop),
+                judged_from_ns=_time(self._judged, ref.start),
+                judged_until_ns=_time(self._judged, ref.stop - 1),
+            )
+            for ref in self._judged.sequences
+        ]
+
+    def read(self, stretch: Stretch, begin: int, end: int) -> Rows:
+        """Copy rows `begin` to `end` of a stretch to memory."""
+        border = stretch.border
+        parts = []
+        if begin < border:
+            start = stretch.validation[0]
+            parts.append(self._validation.read(start + begin, start + min(end, border)))
+        if end > border:
+            start = stretch.judged[0] - border
+            parts.append(self._judged.read(start + max(begin, border), start + end))
+        if len(parts) == 1:
+            return parts[0]
+        before, after = parts
+        return Rows(
+            numeric=_joined(before.numeric, after.numeric),
+            categorical=_joined(before.categorical, after.categorical),
+            label=torch.cat([before.label, after.label]),
+            target=None,
+            time=torch.cat([before.time, after.time]),
+        )
+
+    def walk(self, scorer: Scorer, lanes: Sequence[Lane], chunk_rows: int) -> Iterator[Chunk]:
+        """Yield the rows of `lanes` in chunks, a few lanes side by side, each in time order.
+
+        The caller scores each chunk before it asks for the next one: that brings the state up to
+        date. Lanes of like length go together and all advance by the same number of rows, so that
+        nothing is padded and no row is scored that no one asked for.
+        """
+        ordered = sorted(lanes, key=lambda lane: lane.stop, reverse=True)
+        for first in range(0, len(ordered), _LANES):
+            group = tuple(ordered[first : first + _LANES])
+            state = scorer.start(len(group))
+            begin = 0
+            while group:
+                end = min(begin + chunk_rows, group[-1].stop)
+                rows = tuple(self.read(lane.stretch, begin, end) for lane in group)
+                yield Chunk(group, begin, end, rows, stack(rows), state)
+                going = tuple(lane for lane in group if lane.stop > end)
+                if 0 < len(going) < len(group):
+                    state = state.select(torch.arange(len(going)))
+                group, begin = going, end
+
+    def first_judged_row(self, stretch: Stretch, time_ns: int) -> int:
+        """Return the offset of the first judged row of `stretch` at `time_ns` or later."""
+        rows = range(*stretch.judged)
+        row = bisect_left(rows, time_ns, key=lambda row: _time(self._judged, row))
+        return stretch.border + row
+
+    def random_judged_time(self, share: float, following: int) -> int:
+        """Return a time such that at least `following` judged rows lie at it or later.
+
+        Parameters
+        ----------
+        share : float
+            In [0, 1): how far into the rows that may begin a run of `following` rows.
+        following : int
+            At most the number of judged rows.
+        """
+        counts, since, width = self._histogram
+        rank = int(share * (self.judged_rows - following + 1))
+        place = int(np.searchsorted(counts.cumsum(), rank, side="right"))
+        return since + place * width
+
+    @cached_property
+    def _histogram(self) -> tuple[np.ndarray, int, int]:
+        """Judged rows per interval of time, time of the first interval, width of each in ns.
+
+        Counting in intervals needs no more memory for a longer log, as sorting its rows would.
+        """
+        known = [stretch for stretch in self.stretches if stretch.judged_from_ns is not None]
+        since = min(stretch.judged_from_ns or 0 for stretch in known)
+        until = max(stretch.judged_until_ns or 0 for stretch in known)
+        width = (until - since) // _HISTOGRAM_BINS + 1
+        counts = np.zeros(_HISTOGRAM_BINS, dtype=np.int64)
+        for start in range(0, self.judged_rows, _READ_ROWS):
+            time = self._judged.read(start, min(start + _READ_ROWS, self.judged_rows)).time
+            counts += np.bincount((time.numpy() - since) // width, minlength=_HISTOGRAM_BINS)
+        return counts, since, width
+
+
+def stack(rows: Sequence[Rows]) -> Inputs:
+    """Put equally many rows of several sequences side by side, as [B, T, channels]."""
+    numeric = [part.numeric for part in rows if part.numeric is not None]
+    categorical = [part.categorical for part in rows if part.categorical is not None]
+    return Inputs(
+        numeric=torch.stack(numeric) if numeric else None,
+        categorical=torch.stack(categorical).long() if categorical else None,
+    )
+
+
+def _joined(before: torch.Tensor | None, after: torch.Tensor | None) -> torch.Tensor | None:
+    return None if before is None or after is None else torch.cat([before, after])
+
+
+def _time(split: Split, row: int) -> int:
+    return int(split.read(row, row + 1).time.item())
