@@ -1,0 +1,1 @@
+"""The report of a judged run: one page for whoever decides, a few lines for the terminal."""

@@ -1,0 +1,186 @@
+"""Words and figures for people: the labels of KPIs, arms and statuses, and values with units."""
+
+import math
+import re
+
+from sma_pilot.judge.measurements import ARMS
+from sma_pilot.judge.result import Kpi
+
+VERDICTS = {
+    "go": ("✓", "Go", "The evidence meets every limit of the plan."),
+    "no-go": ("✕", "No-go", "The evidence shows that a limit of the plan is broken."),
+    "inconclusive": ("?", "Inconclusive", "The evidence does not settle every limit of the plan."),
+}
+STATUSES = {
+    "fail": ("✕", "fails"),
+    "inconclusive": ("?", "open"),
+    "pass": ("✓", "passes"),
+    "info": ("·", "for information"),
+    "not_measured": ("\N{EN DASH}", "not measured"),
+}
+GROUPS = {
+    "quality": "Quality",
+    "latency": "Latency",
+    "memory": "Memory",
+    "throughput": "Throughput",
+    "cost": "Cost",
+    "routing": "Routing",
+    "noise": "Noise of the measurement",
+}
+_ARM_LABELS = {
+    "incumbent": "incumbent",
+    "incumbent_again": "incumbent, again",
+    "candidate": "candidate",
+    "baseline": "simple baseline",
+}
+_LABELS = {
+    "quality/unscored_by_candidate": "Rows left unscored",
+    "quality/events": "Events judged",
+    "quality/events_left_out": "Events nobody could have caught",
+    "quality/right_to_wrong": "Events that only the incumbent caught",
+    "quality/wrong_to_right": "Events that only the candidate caught",
+    "quality/blocks": "Independent stretches of time",
+    "quality/block_length_s": "Length of such a stretch",
+    "memory/fleet_ratio": "Memory ratio, all entities",
+    "cost/offline_saving_per_year": "Saving a year, offline",
+    "cost/single_stream_saving_per_year": "Saving a year, one event at a time",
+    "noise/score_rows_different": "Rows that the incumbent scored differently when run again",
+}
+_TOPICS = {
+    "alarm_time_share": "share of normal time in alarm",
+    "false_alarms_per_day": "false alarms",
+    "mean_ms": "mean service time",
+    "median_delay_s": "median delay of the first alarm",
+    "median_lead_time_s": "median warning before the event",
+    "offline_per_million_events": "a million events, offline",
+    "offline_per_year": "a year, offline",
+    "peak_cuda_bytes": "peak memory of the GPU",
+    "peak_rss_bytes": "peak memory of the process",
+    "rows_per_second": "offline throughput",
+    "score_difference": "stream against offline scores",
+    "single_stream_per_million_events": "a million events, one at a time",
+    "single_stream_per_year": "a year, one event at a time",
+    "state_bytes_per_entity": "state of one entity",
+    "threshold": "alarm threshold",
+    "unscored_rows": "rows without a score",
+    "weight_bytes": "weights",
+}
+_PERCENTILE = re.compile(r"p(\d+(?:\.\d+)?)_ms")
+_COUNTED = ("rows", "events", "incidents", "blocks", "queries", "entities")
+_TIMES = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"))
+
+
+def arm_label(arm: str) -> str:
+    """Return an arm's name as people say it."""
+    return _ARM_LABELS.get(arm, arm)
+
+
+def kpi_group(kpi: Kpi) -> str:
+    """Return the heading that a KPI stands under."""
+    group = kpi.name.split("/")[0]
+    return GROUPS.get(group, group.capitalize())
+
+
+def kpi_topic(kpi: Kpi) -> str:
+    """Return the KPI's name without its group and arm: one row for all arms."""
+    topic = kpi.name.split("/", 1)[-1]
+    # Longest first: "incumbent" must not be cut from "incumbent_again_p95_ms".
+    for arm in sorted(ARMS, key=len, reverse=True):
+        if kpi.arm == arm:
+            return topic.removeprefix(f"{arm}_")
+    return topic
+
+
+def kpi_label(kpi: Kpi) -> str:
+    """Return a KPI's name as words, such as ``Loss of event recall``."""
+    if kpi.name in _LABELS:
+        return _LABELS[kpi.name]
+    topic = kpi_topic(kpi)
+    if percentile := _PERCENTILE.fullmatch(topic):
+        return f"{percentile[1]}th percentile of service time"
+    topic = _TOPICS.get(topic, topic)
+    for head, words in (
+        ("baseline_loss_", "loss of the simple baseline against the candidate: "),
+        ("latency_ratio_", "incumbent against itself, "),
+        ("loss_", "loss of "),
+        ("ratio", f"{kpi_group(kpi)} ratio"),
+        ("rate/", ""),
+    ):
+        if topic.startswith(head):
+            topic = words + topic.removeprefix(head)
+            break
+    words = topic.replace("/", ": ").replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
+def unit_name(unit: str) -> str:
+    """Return the unit that stands beside a bare number; empty where the number carries its own."""
+    return "" if unit in ("", "ratio", "bytes", "s") else unit
+
+
+def format_number(value: float | None, unit: str) -> str:
+    """Write a value in as many digits as a reader can use, without the unit's name."""
+    if value is None or not math.isfinite(value):
+        return "not measured"
+    if unit == "ratio":
+        return f"{_digits(value)}\N{MULTIPLICATION SIGN}"
+    if unit == "bytes":
+        return _bytes(value)
+    if unit == "s":
+        return _seconds(value)
+    if unit in _COUNTED:
+        return minus(f"{value:,.0f}")
+    if unit == "" and 0.001 <= abs(value) < 100:
+        return minus(f"{value:.{3 if abs(value) >= 0.01 else 4}f}")
+    return _digits(value)
+
+
+def format_value(value: float | None, unit: str) -> str:
+    """Write a value with its unit."""
+    known = value is not None and math.isfinite(value)
+    name = unit_name(unit) if known else ""
+    return f"{format_number(value, unit)} {name}".rstrip()
+
+
+def format_interval(kpi: Kpi) -> str:
+    """Write a KPI's interval without its unit; nothing when it has none."""
+    if kpi.interval is None:
+        return ""
+    low, high = (format_number(end, kpi.unit) for end in kpi.interval)
+    return f"{low} to {high}"
+
+
+def format_limit(kpi: Kpi) -> str:
+    """Write a KPI's limit with the side that is allowed; nothing when it has none."""
+    if kpi.threshold is None:
+        return ""
+    sign = {"lower": "\N{LESS-THAN OR EQUAL TO} ", "higher": "\N{GREATER-THAN OR EQUAL TO} "}
+    return sign.get(kpi.direction or "", "") + format_number(kpi.threshold, kpi.unit)
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, thousands set apart; powers of ten for the very small alone."""
+    if value and abs(value) < 1e-4:
+        return minus(f"{value:.1e}")
+    if not value or abs(value) >= 100:
+        return minus(f"{value:,.0f}")
+    return minus(f"{value:.{2 - math.floor(math.log10(abs(value)))}f}")
+
+
+def _bytes(value: float) -> str:
+    for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= size:
+            return f"{_digits(value / size)} {name}"
+    return f"{minus(f'{value:.0f}')} B"
+
+
+def _seconds(value: float) -> str:
+    for size, name in _TIMES:
+        if abs(value) >= 2 * size:
+            return minus(f"{value / size:.3g} {name}")
+    return minus(f"{value:.3g} s")
+
+
+def minus(number: str) -> str:
+    """Write a negative number with a true minus sign."""
+    return number.replace("-", "\N{MINUS SIGN}")
