@@ -199,8 +199,12 @@ def test_the_trade_off_agrees_with_the_judge(evidence: Evidence) -> None:
     assert (np.diff(recall) >= 0).all()
     score = evidence.scene.rows.scores["candidate"]
     normal = evidence.scene.kinds == 0
-    levels = np.quantile(score[normal], 1 - np.geomspace(1 / normal.sum(), 0.1, recall.size))
-    for point in (0, recall.size // 2, recall.size - 1):
+    own = evidence.threshold("candidate")
+    assert own is not None
+    deepest = max(0.1, (score[normal] > own).mean())
+    shares = np.geomspace(1 / normal.sum(), deepest, recall.size - 1)
+    levels = np.sort([*np.quantile(score[normal], 1 - shares), own])[::-1]
+    for point in (0, recall.size // 2, int(np.flatnonzero(levels == own)[0]), recall.size - 1):
         threshold = Threshold(value=float(levels[point]), false_alarms=0, entity_days=1.0)
         judged = evidence.scene.score("candidate", threshold)
         assert judged.values["event_recall"] == pytest.approx(recall[point])

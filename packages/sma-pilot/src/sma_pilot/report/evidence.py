@@ -100,8 +100,9 @@ class Evidence:
     def trade_off(self, arm: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return false alarms (a day and entity) and event recall as the threshold falls.
 
-        A few dozen thresholds between the highest judged score and the one under which a tenth
-        of normal time is in alarm; each point is exact.
+        A few dozen thresholds between the highest judged score and the one over which a tenth of
+        normal rows lies, or as many as lie over the arm's own threshold if that is more; each
+        point is exact, and the arm's own threshold is one of them.
         """
         rows, scene = self.scene.rows, self.scene
         score = rows.scores[arm]
@@ -110,7 +111,10 @@ class Evidence:
         if not days or not scene.events.count:
             return np.empty(0), np.empty(0)
         peaks = _peaks(score, scene.events.window_start, scene.events.window_stop)
-        levels = np.quantile(score[normal], 1 - np.geomspace(1 / normal.size, 0.1, _CURVE_POINTS))
+        own = [] if (chosen := self.threshold(arm)) is None else [chosen]
+        deepest = max([0.1, *(float((score[normal] > level).mean()) for level in own)])
+        shares = np.geomspace(1 / normal.size, deepest, _CURVE_POINTS)
+        levels = np.sort([*np.quantile(score[normal], 1 - shares), *own])[::-1]
         merge = nanoseconds(self.plan.quality.alarm_merge)
         alarms = []
         for level in levels:

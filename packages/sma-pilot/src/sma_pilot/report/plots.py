@@ -136,7 +136,9 @@ def trade_off_plot(
             color=LIGHT["muted"],
             fontsize=8.5,
         )
-        farthest = 3 * max([allowed, *(alarms for alarms, _ in operating.values())])
+        reached = max(float(alarms.max()) for alarms, _ in curves.values())
+        declared = max([allowed, *(alarms for alarms, _ in operating.values())])
+        farthest = max(1.1 * declared, min(3 * declared, 1.05 * reached))
         shown = [recall[alarms <= farthest] for alarms, recall in curves.values()]
         lowest = min(float(recall.min(initial=1.0)) for recall in shown)
         axes.set(
@@ -156,7 +158,8 @@ def trade_off_plot(
         title="Events caught against false alarms",
         caption="Higher is better. Each line moves one arm's threshold over the judged rows; the "
         "dot is where the threshold that validation rows set, before any judged row, puts the arm. "
-        "The upright line is the rate of false alarms that it was set for.",
+        "The upright line is the rate of false alarms that it was set for. A line turns back where "
+        "alarms come so close that they merge into one.",
         alt="Trade-off curves. " + "; ".join(words) + ".",
         figure=figure,
     )

@@ -1,0 +1,139 @@
+"""What a run of the tracking store says, and under which name; docs/mlflow.md lists the names.
+
+A metric's section is what stands before its last slash. The pilot's own run has the comparisons
+under their names in ``result.json`` and every gate beside its limit in section ``kpi``; an arm's
+run has that arm's figures without its name in them, so that one chart holds all arms.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sma_core import CheckpointError
+from sma_core.checkpoint import read_card
+from sma_pilot.judge.result import Kpi
+from sma_pilot.replay.card import ReplayCard
+from sma_pilot.report.evidence import Evidence
+from sma_pilot.report.words import kpi_topic
+
+PLAN_TAG = "sma.plan_digest"
+ARM_TAG = "sma.arm"
+GATE_TAG = "sma.gate."
+# What the store's names may hold; a sub-module that somebody registered may be called anything.
+_FOREIGN = re.compile(r"[^A-Za-z0-9_\-. /]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entries:
+    """Contents of one run.
+
+    Attributes
+    ----------
+    metrics : mapping
+        Figures, all finite.
+    curves : mapping name -> list of (step, value)
+        Figures over training steps.
+    params, tags : mapping
+        Text.
+    """
+
+    metrics: Mapping[str, float]
+    curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+def pilot_entries(evidence: Evidence) -> Entries:
+    """Return what the pilot's own run says."""
+    result, plan = evidence.result, evidence.plan
+    metrics: dict[str, float] = {}
+    gates: dict[str, str] = {}
+    for kpi in result.kpis:
+        if kpi.arm is None and kpi.value is not None:
+            metrics[_name(kpi.name)] = kpi.value
+        if kpi.is_gate:
+            metrics |= _against_limit(kpi)
+            gates[GATE_TAG + gate_name(kpi)] = kpi.status
+    settings = plan.model_dump(mode="json", exclude={"version", "description"})
+    return Entries(
+        metrics=metrics,
+        params={_name(name): value for name, value in _leaves(settings)},
+        tags={
+            PLAN_TAG: plan.digest,
+            "sma.verdict": result.verdict,
+            **gates,
+            "sma.dataset_digest": evidence.dataset.card.digest,
+            "sma.result_sha256": evidence.result_sha256,
+            "sma.folder": str(evidence.run.path.resolve()),
+        },
+    )
+
+
+def arm_entries(evidence: Evidence, arm: str) -> Entries:
+    """Return what the run of one arm says."""
+    plan = evidence.plan.named_arms()[arm]
+    fingerprint = ReplayCard.load(evidence.run.replay / "replay.json").models.get(arm, "")
+    params = {"kind": plan.kind}
+    if plan.kind == "pca":
+        params["components"] = str(plan.components)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    try:
+        card = read_card(evidence.run.models / arm)
+    except CheckpointError:
+        pass  # a baseline, which is no sequence model and has no architecture to tell of
+    else:
+        fit = card["provenance"].get("fit", {})
+        params |= dict(_leaves({"model": card["config"], "training": fit.get("training", {})}))
+        curves = _curves(fit.get("history", []))
+    return Entries(
+        metrics={
+            _name(f"{kpi.name.split('/')[0]}/{kpi_topic(kpi)}"): kpi.value
+            for kpi in evidence.result.kpis
+            if kpi.arm == arm and kpi.value is not None
+        },
+        curves=curves,
+        params={_name(name): value for name, value in params.items()},
+        tags={
+            PLAN_TAG: evidence.plan.digest,
+            ARM_TAG: arm,
+            "sma.kind": plan.kind,
+            **({"sma.fingerprint": fingerprint} if fingerprint else {}),
+        },
+    )
+
+
+def gate_name(kpi: Kpi) -> str:
+    """Return a gate's name without a section: ``latency_ratio_p95``."""
+    return _name(kpi.name).replace("/", "_")
+
+
+def _against_limit(kpi: Kpi) -> Iterator[tuple[str, float]]:
+    """Give the gate's value, bounds and limit, as far as they are known."""
+    low, high = kpi.interval or (None, None)
+    ends = {"": kpi.value, "_low": low, "_high": high, "_limit": kpi.threshold}
+    return ((f"kpi/{gate_name(kpi)}{end}", x) for end, x in ends.items() if x is not None)
+
+
+def _curves(history: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for point in history:
+        for name in ("train_loss", "validation_loss", "activation_rate"):
+            if (value := point.get(name)) is not None:
+                curves.setdefault(f"training/{name}", []).append((point["step"], value))
+    return curves
+
+
+def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Give every setting that was made, nested tables joined by dots; a list is one JSON text."""
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from _leaves(value, f"{path}.{name}" if path else str(name))
+    elif content is not None:
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        yield path, text
+
+
+def _name(name: str) -> str:
+    return _FOREIGN.sub("_", name)
