@@ -61,8 +61,17 @@ Duration = Annotated[
 ]
 Moment = Annotated[datetime, AfterValidator(_utc)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+def _share_or_moment(value: object) -> object:
+    # A number would pass for seconds since 1970.
+    if isinstance(value, int | float) and not 0.0 < value < 1.0:
+        raise ValueError("a border is a share of the time span, between 0 and 1, or a timestamp")
+    return value
+
+
 # A border between slices: a share of the log's time span, or a point in time.
-Border = Share | Moment
+Border = Annotated[Share | Moment, BeforeValidator(_share_or_moment)]
 
 
 class Section(BaseModel):
