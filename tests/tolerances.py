@@ -17,6 +17,11 @@ TOLERANCES: dict[str, Tolerance] = {
     "float64": Tolerance(1e-10, "same equations, other order of summation"),
     "float32": Tolerance(2e-5, "sums of up to a few thousand terms in another order"),
     "bfloat16": Tolerance(2e-2, "8 bits of mantissa, rounded at every layer"),
+    "vanishing gradient": Tolerance(
+        1e-2,
+        "share of the largest gradient of a model below which one is compared with that share: "
+        "rounding leaves no relative precision in what is zero in exact arithmetic",
+    ),
     "float16": Tolerance(5e-3, "11 bits of mantissa, rounded at every layer"),
     "stream_row": Tolerance(1e-4, "worst single row, and an error is a difference of near equals"),
     "block_flops": Tolerance(0.5, "a block of queries reads more keys than each query sees"),

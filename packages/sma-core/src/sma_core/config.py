@@ -10,6 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
+from sma_core.config_checks import (
+    Checked,
+    check_choice,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_number,
+)
 from sma_core.errors import ConfigError
 
 HeadKind = Literal["forecast", "step_classification", "sequence_classification"]
@@ -17,53 +25,8 @@ Score = Literal["softmax", "relu2"]
 Position = Literal["rotary", "simple", "local"]
 
 
-def _integer(config: Any, name: str, minimum: int) -> None:
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name}: must be an integer of at least {minimum}, not {value!r}")
-
-
-def _number(config: Any, name: str, low: float, high: float, *, bounds: str = "[]") -> None:
-    """Check a real number against an interval, its ends open or closed as in ``"[)"``."""
-    value = getattr(config, name)
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    above = real and (value >= low if bounds[0] == "[" else value > low)
-    below = real and (value <= high if bounds[1] == "]" else value < high)
-    if not (above and below):
-        raise ConfigError(
-            f"{name}: must be a number in {bounds[0]}{low:g}, {high:g}{bounds[1]}, not {value!r}"
-        )
-    object.__setattr__(config, name, float(value))
-
-
-def _choice(config: Any, name: str, literal: Any) -> None:
-    value = getattr(config, name)
-    if value not in get_args(literal):
-        raise ConfigError(f"{name}: must be one of {', '.join(get_args(literal))}, not {value!r}")
-
-
-def _flag(config: Any, name: str) -> None:
-    if not isinstance(getattr(config, name), bool):
-        raise ConfigError(f"{name}: must be true or false, not {getattr(config, name)!r}")
-
-
-def _instance(config: Any, name: str, kind: type) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, kind):
-        raise ConfigError(f"{name}: must be a {kind.__name__}, not {value!r}")
-
-
-class _Checked:
-    """Fields are checked in ``__post_init__`` with an error that names them.
-
-    The mark keeps a run-time type checker from answering first with an error of its own.
-    """
-
-    __no_type_check__ = True
-
-
 @dataclass(frozen=True, kw_only=True)
-class InputConfig(_Checked):
+class InputConfig(Checked):
     """The channels of a time step.
 
     Parameters
@@ -78,7 +41,7 @@ class InputConfig(_Checked):
     categorical: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _integer(self, "numeric", 0)
+        check_integer(self, "numeric", 0)
         if not isinstance(self.categorical, list | tuple):
             raise ConfigError(f"categorical: must be a list of sizes, not {self.categorical!r}")
         for i, size in enumerate(self.categorical):
@@ -90,7 +53,7 @@ class InputConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig(_Checked):
+class HeadConfig(Checked):
     """What the model predicts.
 
     Parameters
@@ -106,11 +69,11 @@ class HeadConfig(_Checked):
     outputs: int
 
     def __post_init__(self) -> None:
-        _choice(self, "kind", HeadKind)
-        _integer(self, "outputs", 1)
+        check_choice(self, "kind", HeadKind)
+        check_integer(self, "outputs", 1)
 
 
-class _Tagged(_Checked):
+class _Tagged(Checked):
     """A family of configurations: each direct subclass is a family, theirs are its members."""
 
     tag: ClassVar[str]
@@ -148,7 +111,7 @@ class TemperedSoftmaxConfig(PolicyConfig):
     init_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _number(self, "init_scale", 0.0, float("inf"), bounds="()")
+        check_number(self, "init_scale", 0.0, float("inf"), bounds="()")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +136,7 @@ class PeriodicConfig(PolicyConfig):
     stride: int
 
     def __post_init__(self) -> None:
-        _integer(self, "stride", 1)
+        check_integer(self, "stride", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +148,8 @@ class RandomConfig(PolicyConfig):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _number(self, "rate", 0.0, 1.0)
-        _integer(self, "seed", 0)
+        check_number(self, "rate", 0.0, 1.0)
+        check_integer(self, "seed", 0)
 
 
 class SubModuleConfig(_Tagged):
@@ -225,9 +188,9 @@ class GatedAttentionConfig(SubModuleConfig):
 
     def __post_init__(self) -> None:
         for name in ("query_width", "value_width", "window", "max_positions"):
-            _integer(self, name, 1)
-        _choice(self, "score", Score)
-        _choice(self, "position", Position)
+            check_integer(self, name, 1)
+        check_choice(self, "score", Score)
+        check_choice(self, "position", Position)
         if self.position == "rotary" and self.query_width % 2:
             raise ConfigError(f"query_width: rotary needs an even width, not {self.query_width}")
 
@@ -240,7 +203,7 @@ class SwiGLUConfig(SubModuleConfig):
     hidden_width: int = 128
 
     def __post_init__(self) -> None:
-        _integer(self, "hidden_width", 1)
+        check_integer(self, "hidden_width", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +220,11 @@ class ArchitectureConfig(_Tagged):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _instance(self, "inputs", InputConfig)
-        _instance(self, "head", HeadConfig)
-        _integer(self, "width", 1)
-        _integer(self, "layers", 1)
-        _number(self, "dropout", 0.0, 1.0, bounds="[)")
+        check_instance(self, "inputs", InputConfig)
+        check_instance(self, "head", HeadConfig)
+        check_integer(self, "width", 1)
+        check_integer(self, "layers", 1)
+        check_number(self, "dropout", 0.0, 1.0, bounds="[)")
         if self.head.kind == "forecast" and self.head.outputs != self.inputs.numeric:
             raise ConfigError(
                 f"head.outputs: a forecast predicts every numeric channel "
@@ -295,7 +258,8 @@ class ModelConfig(ArchitectureConfig):
     bidirectional
         Both directions of time; such a model cannot stream.
     prenorm
-        Normalise the input of a layer rather than its output.
+        Normalise the input of a layer rather than its output. Without it the first layer reads
+        the channels as they are: they must be standardised.
     dropout
         Probability in [0, 1).
     ema
@@ -316,8 +280,8 @@ class ModelConfig(ArchitectureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _integer(self, "states", 1)
-        _instance(self, "policy", PolicyConfig)
+        check_integer(self, "states", 1)
+        check_instance(self, "policy", PolicyConfig)
         if not isinstance(self.pool, list | tuple) or not self.pool:
             raise ConfigError(f"pool: must hold at least one sub-module, not {self.pool!r}")
         object.__setattr__(self, "pool", tuple(self.pool))
@@ -325,9 +289,9 @@ class ModelConfig(ArchitectureConfig):
             if not isinstance(member, SubModuleConfig):
                 raise ConfigError(f"pool[{i}]: must be a SubModuleConfig, not {member!r}")
         for name in ("bidirectional", "prenorm"):
-            _flag(self, name)
-        _choice(self, "ema", Literal["chunked", "fft"])
-        _choice(self, "dispatch", Literal["packed", "padded"])
+            check_flag(self, name)
+        check_choice(self, "ema", Literal["chunked", "fft"])
+        check_choice(self, "dispatch", Literal["packed", "padded"])
 
     @property
     def causal(self) -> bool:
@@ -360,7 +324,7 @@ class TransformerConfig(ArchitectureConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("heads", "hidden_width", "window"):
-            _integer(self, name, 1)
+            check_integer(self, name, 1)
         if self.width % (2 * self.heads):
             raise ConfigError(
                 f"heads: width {self.width} does not split into {self.heads} heads of even width"

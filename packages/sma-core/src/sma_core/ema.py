@@ -54,7 +54,7 @@ class MultiHeadEMA(nn.Module):
         self.beta = nn.Parameter(torch.empty(shape))
         self.gamma = nn.Parameter(torch.empty(shape))
         self.omega = nn.Parameter(torch.empty(width))
-        self._step_key: tuple[tuple[int, int], ...] | None = None
+        self._step_key: list[tuple[int, int]] | None = None
         self._step_coefficients: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self.reset_parameters()
 
@@ -73,7 +73,9 @@ class MultiHeadEMA(nn.Module):
         """Recurrence of the present weights, in float32 at least."""
         wide = torch.promote_types(self.delta.dtype, torch.float32)
         p = torch.sigmoid(self.delta.to(wide))
-        log_q = torch.log1p(-p * torch.sigmoid(self.alpha.to(wide)))
+        # At a decay of exactly 0 the logarithm has neither a value nor a gradient.
+        loss = (p * torch.sigmoid(self.alpha.to(wide))).clamp_max(1 - torch.finfo(wide).eps)
+        log_q = torch.log1p(-loss)
         scale = 1 / math.sqrt(self.gamma.shape[1])
         return Coefficients(log_q, p * self.beta, self.gamma.to(wide) * scale)
 
@@ -101,7 +103,7 @@ class MultiHeadEMA(nn.Module):
             if self.method == "fft" and state is None:
                 y, final = ema_fft(both, self.coefficients()), None
             else:
-                y, final = ema_chunked(both, self.coefficients(), state, lengths)
+                y, final = ema_chunked(both, self.coefficients(), state, lengths, chunk=CHUNK)
             if self.bidirectional:
                 forth, back = y.chunk(2, dim=-1)
                 y = forth + back.flip(1)
@@ -112,7 +114,7 @@ class MultiHeadEMA(nn.Module):
         q, write, read, omega = self._prepared()
         z = x.to(q.dtype)
         state.mul_(q).addcmul_(write, z.unsqueeze(-1))
-        return torch.addcmul((state * read).sum(-1), omega, z).to(x.dtype)
+        return torch.addcmul(torch.linalg.vecdot(state, read), omega, z).to(x.dtype)
 
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Make the state before the first step: zeros, in float32 at least."""
@@ -122,8 +124,8 @@ class MultiHeadEMA(nn.Module):
 
     def _prepared(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Coefficients of one step, made anew only when a weight has changed."""
-        weights = (self.delta, self.alpha, self.beta, self.gamma, self.omega)
-        key = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+        weights = [w for w in self._parameters.values() if w is not None]
+        key = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
         if key != self._step_key or self._step_coefficients is None:
             log_q, write, read = self.coefficients()
             self._step_coefficients = (log_q.exp(), write, read, self.omega.to(read.dtype))
@@ -136,7 +138,8 @@ def ema_chunked(
     coefficients: Coefficients,
     state: Float[Tensor, "B D N"] | None = None,
     lengths: Int[Tensor, "B"] | None = None,
-    chunk: int = CHUNK,
+    *,
+    chunk: int,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D N"] | None]:
     """EMA by matrix products: a Toeplitz block within a chunk, the state between chunks.
 
@@ -167,7 +170,8 @@ def ema_chunked(
     kernel = ((write * read).unsqueeze(1) @ powers[..., :size]).squeeze(1)
 
     padded = functional.pad(x, (0, 0, 0, count * size - steps))
-    xs = padded.view(batch, count, size, width).permute(3, 0, 1, 2).reshape(width, -1, size)
+    # One transposed copy: products would otherwise copy each channel's matrix by itself.
+    xs = padded.view(-1, size, width).permute(2, 0, 1).contiguous()
     ys = torch.bmm(xs, _toeplitz(kernel))
     if count == 1 and state is None:
         return ys.view(width, batch, steps).permute(1, 2, 0), None
@@ -182,7 +186,9 @@ def ema_chunked(
     entering = _scan(gained, log_q * size)  # [D, B, count, N]; one more with a state: the last
     emit = read.unsqueeze(-1) * powers[..., 1:]
     ys = torch.baddbmm(ys, entering[:, :, :count].flatten(1, 2), emit)
-    y = ys.view(width, batch, count * size).permute(1, 2, 0)[:, :steps]
+    if ys.requires_grad:  # the gradient comes back as a transposed view: slow in products
+        ys.register_hook(_contiguous)
+    y = ys.view(width, batch, count * size).permute(1, 2, 0)[:, :steps].contiguous()
     if state is None:
         return y, None
 
@@ -200,6 +206,11 @@ def ema_chunked(
     decay = torch.exp(log_q.unsqueeze(1) * rest.to(log_q.dtype)[:, None])
     final = torch.baddbmm(entered * decay, tail, absorb)
     return y, final.permute(1, 0, 2)
+
+
+def _contiguous(gradient: Tensor | None) -> Tensor | None:
+    """Lay out a gradient for products; a hook gets None where nothing depends on its tensor."""
+    return None if gradient is None else gradient.contiguous()
 
 
 def ema_fft(x: Float[Tensor, "B T D"], coefficients: Coefficients) -> Float[Tensor, "B T D"]:

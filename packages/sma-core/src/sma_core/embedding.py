@@ -8,12 +8,15 @@ from sma_core.config import InputConfig
 from sma_core.errors import ShapeError
 from sma_core.inputs import Inputs
 
+# Beyond this lie fill values and corrupt readings, whose squares would overflow float32.
+LARGEST_VALUE = 1e15
+
 
 class Embedding(nn.Module):
     """Embed a time step: one linear map of the numeric channels, one table per categorical one.
 
-    A numeric value that is not finite counts as missing: it enters as 0 and a second feature of
-    its channel, the indicator, as 1.
+    A numeric value that is not finite, or larger than `LARGEST_VALUE` in magnitude, counts as
+    missing: it enters as 0 and a second feature of its channel, the indicator, as 1.
 
     Parameters
     ----------
@@ -53,11 +56,12 @@ class Embedding(nn.Module):
         parts: list[Tensor] = []
         if self.numeric is not None and inputs.numeric is not None:
             x = inputs.numeric.to(self.numeric.weight.dtype)
-            present = x.isfinite() if valid is None else x.isfinite() & valid[..., None]
-            x = torch.cat((x.where(present, 0.0), ~present), dim=-1)
-            parts.append(self.numeric(x))
+            if valid is not None:
+                x = x.where(valid[..., None], 0.0)
+            known = x.where(x.abs() <= LARGEST_VALUE, 0.0)
+            parts.append(self.numeric(torch.cat((known, known != x), dim=-1)))
         if inputs.categorical is not None:
-            indices = inputs.categorical
+            indices = inputs.categorical.to(torch.int64)
             if valid is not None:
                 indices = indices.where(valid[..., None], 0)
             for i, table in enumerate(self.categorical):

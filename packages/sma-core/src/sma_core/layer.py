@@ -98,10 +98,10 @@ class SMALayer(nn.Module):
             total = total + dispatch.extract(rows * confidence)
         if self.config.causal:
             total = self._dropout(total)
-        out = functional.silu(total + x)
+        out = self._out(total, x)
         if state is not None:
             state.ema = final.detach()
-        return out if self.config.prenorm else self.norm(out), decision
+        return out, decision
 
     def step(
         self, x: Float[Tensor, "B D"], position: Int[Tensor, "B"], state: LayerState
@@ -112,22 +112,20 @@ class SMALayer(nn.Module):
         """
         y = self.norm(x) if self.config.prenorm else x
         y = functional.silu(self.ema.step(y, state.ema))
-        logits, total = self._split(y.unsqueeze(1))
-        decision = self.policy(logits, position.unsqueeze(1))
-        total = total.squeeze(1)
+        logits, total = self._split(y)
+        decision = self.policy(logits.unsqueeze(1), position.unsqueeze(1))
         for m, submodule in enumerate(self.submodules):
-            confidence = decision.confidence[:, 0, m, None]
             runs, index = _running(decision.active[:, 0, m])
             if not runs:
                 continue
+            confidence = decision.confidence[:, 0, m, None]
             if index is None:
                 out = submodule.step(y, position, state.pool[m], None)
                 total = torch.addcmul(total, out, confidence)
             else:
                 out = submodule.step(y[index], position[index], state.pool[m], index)
                 total = total.index_add(0, index, (out * confidence[index]).to(total.dtype))
-        out = functional.silu(total + x)
-        return out if self.config.prenorm else self.norm(out), decision
+        return self._out(total, x), decision
 
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """Make the state before the first step."""
@@ -141,11 +139,19 @@ class SMALayer(nn.Module):
         """The pool, typed."""
         return cast("list[SubModule]", list(self.pool))
 
-    def _split(self, y: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor]:
-        """Router logits [B, T, M, 2] and the path that every step takes [B, T, D]."""
-        pool = len(self.pool)
+    def _split(self, y: Float[Tensor, "*B D"]) -> tuple[Tensor, Tensor]:
+        """Router logits [*B, M, 2] and the path that every step takes [*B, D]."""
+        pool = len(self.config.pool)
         logits, dense = self.project(y).split((2 * pool, self.config.width), dim=-1)
         return logits.unflatten(-1, (pool, 2)), dense
+
+    def _out(self, total: Float[Tensor, "*B D"], x: Float[Tensor, "*B D"]) -> Tensor:
+        """Residual stream behind the layer, in the dtype of the weights.
+
+        Confidences are float32 at least, so that sums with rows of a narrower model are too.
+        """
+        out = functional.silu(total + x).to(self.norm.weight.dtype)
+        return out if self.config.prenorm else self.norm(out)
 
     def _dropout(self, x: Tensor) -> Tensor:
         if self.training and self.config.dropout:

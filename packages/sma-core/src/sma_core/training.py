@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sma_core.errors import ConfigError, DatasetError, TrainingError
 from sma_core.files import digest_of
 from sma_core.model import SequenceModel, build_model
 from sma_core.objectives import activation_rates, rate_loss, task_loss
+from sma_core.training_config import TrainingConfig
 from sma_core.training_state import Progress, TrainingState
 
 __all__ = ["FitResult", "Progress", "TrainingConfig", "check_fit", "evaluate", "fit"]
@@ -31,85 +32,6 @@ __all__ = ["FitResult", "Progress", "TrainingConfig", "check_fit", "evaluate", "
 RATE_TOLERANCE = 0.05
 _FINAL_RATE = 0.1  # share of the learning rate that the cosine ends with
 _STATE_FOLDER = "progress"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How to train.
-
-    Parameters
-    ----------
-    window : int
-        Longest window of a sequence that is trained on, in time steps.
-    batch_size : int
-        Windows of a batch.
-    max_steps : int
-        Optimiser steps at most.
-    learning_rate : float
-        Peak rate of AdamW; rises linearly over `warmup_steps`, then falls as a cosine to a tenth.
-    weight_decay : float
-        On the weights of linear maps; not on biases, norms, EMA parameters or embeddings.
-    warmup_steps : int
-        Steps of the rise.
-    gradient_clip : float
-        Largest norm of the gradient.
-    evaluate_every, evaluate_batches : int
-        Evaluate every so many steps, on so many batches of the validation split (the same ones).
-    patience : int
-        Stop after so many evaluations without a better one.
-    seed : int
-        Fixes weights, batches and dropout.
-    target_rate : float, optional
-        Activation rate to steer every sub-module of every layer to, in [0, 1].
-    rate_weight : float
-        Strength of the steering.
-    positive_weight : float, optional
-        Weight in the loss of every class but 0.
-    checkpoint_every : int
-        Save the state of the run every so many steps.
-
-    Raises
-    ------
-    ConfigError
-        Naming the field that is out of range.
-    """
-
-    __no_type_check__ = True  # checked below, with errors that name the field
-
-    window: int = 256
-    batch_size: int = 16
-    max_steps: int = 1000
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    gradient_clip: float = 1.0
-    evaluate_every: int = 100
-    evaluate_batches: int = 16
-    patience: int = 5
-    seed: int = 0
-    target_rate: float | None = None
-    rate_weight: float = 1.0
-    positive_weight: float | None = None
-    checkpoint_every: int = 100
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            optional = field.default is None
-            if optional and value is None:
-                continue
-            whole = field.type is int
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                raise ConfigError(f"{field.name}: must be a number, not {value!r}")
-            low = 0 if field.name in _MAY_BE_ZERO else 1 if whole else math.ulp(0.0)
-            high = 1.0 if field.name == "target_rate" else math.inf
-            if not low <= value <= high or not math.isfinite(value):
-                least = "above 0" if low == math.ulp(0.0) else f"at least {low}"
-                most = f" and at most {high:g}" if math.isfinite(high) else ""
-                raise ConfigError(f"{field.name}: must be {least}{most}, not {value!r}")
-
-
-_MAY_BE_ZERO = {"weight_decay", "warmup_steps", "seed", "target_rate", "rate_weight"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import uuid
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from .card import (
     SplitCard,
     require_split_name,
 )
+from .checks import checked_column, refuse
 from .tensor_file import TensorSpool, join
 
 
@@ -138,7 +138,7 @@ class DatasetWriter:
             Naming the tensor and the row that does not fit; nothing of the call is kept.
         """
         where = f"split {split!r}"
-        time = _column(where, "time", time, torch.int64, ())
+        time = checked_column(where, "time", time, torch.int64, ())
         rows = time.shape[0]
         if rows == 0:
             raise DatasetError(f"{where}: time: a sequence has at least one row, got none")
@@ -155,11 +155,11 @@ class DatasetWriter:
                     f"the rows {'none' if value is None else 'some'}"
                 )
             if value is not None:
-                columns[key] = _column(where, key, value, dtype, (width,), rows)
+                columns[key] = checked_column(where, key, value, dtype, (width,), rows)
         label = torch.full((rows,), -1, dtype=torch.int32) if label is None else label
-        columns["label"] = _column(where, "label", label, torch.int32, (), rows)
+        columns["label"] = checked_column(where, "label", label, torch.int32, (), rows)
         if target is not None:
-            columns["target"] = _column(where, "target", target, torch.int32, (), rows)
+            columns["target"] = checked_column(where, "target", target, torch.int32, (), rows)
         self._check_values(where, columns)
 
         classes = len(card.classes)
@@ -191,26 +191,26 @@ class DatasetWriter:
 
     def _check_values(self, where: str, columns: dict[str, Tensor]) -> None:
         time = columns["time"]
-        _refuse(where, "time", time[1:] < time[:-1], "goes backwards", first_row=1)
+        refuse(where, "time", time[1:] < time[:-1], "goes backwards", first_row=1)
         if "numeric" in columns:
             names = [channel.name for channel in self._card.numeric]
-            _refuse(where, "numeric", columns["numeric"].isinf(), "is infinite", names)
+            refuse(where, "numeric", columns["numeric"].isinf(), "is infinite", names)
         if "categorical" in columns:
             values, channels = columns["categorical"], self._card.categorical
             sizes = torch.tensor([len(channel.vocabulary) for channel in channels])
             outside = (values < 0) | (values >= sizes)
-            _refuse(
+            refuse(
                 where,
                 "categorical",
                 outside,
                 "is outside the vocabulary",
                 [channel.name for channel in channels],
             )
-        _refuse(where, "label", columns["label"] < -1, "is below -1")
+        refuse(where, "label", columns["label"] < -1, "is below -1")
         if "target" in columns:
             target, classes = columns["target"], len(self._card.classes)
             outside = (target < -1) | (target >= (classes or 2**31 - 1))
-            _refuse(where, "target", outside, f"is none of the {classes} classes, nor -1")
+            refuse(where, "target", outside, f"is none of the {classes} classes, nor -1")
 
     def close(self) -> DatasetCard:
         """Write the splits and the card, then move the folder to its place.
@@ -370,46 +370,3 @@ class _SplitWriter:
     def discard(self) -> None:
         for spool in self._spools.values():
             spool.close()
-
-
-def _column(
-    where: str,
-    key: str,
-    value: Any,
-    dtype: torch.dtype,
-    tail: tuple[int, ...],
-    rows: int | None = None,
-) -> Tensor:
-    """Check one column's dtype and shape; no value is looked at yet."""
-    with warnings.catch_warnings():
-        # A read-only array is fine: it is written to disk and dropped.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        try:
-            column = torch.as_tensor(value, device="cpu")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DatasetError(f"{where}: {key}: is no tensor: {error}") from error
-    wanted = f"{str(dtype).removeprefix('torch.')} {[rows or 'T', *tail]}"
-    if column.dtype != dtype or column.shape[1:] != tail or column.dim() != 1 + len(tail):
-        raise DatasetError(
-            f"{where}: {key}: must be {wanted}, got "
-            f"{str(column.dtype).removeprefix('torch.')} {list(column.shape)}"
-        )
-    if rows is not None and column.shape[0] != rows:
-        raise DatasetError(f"{where}: {key}: has {column.shape[0]} rows, time has {rows}")
-    return column.detach()
-
-
-def _refuse(
-    where: str,
-    key: str,
-    bad: Tensor,
-    what: str,
-    names: Sequence[str] = (),
-    first_row: int = 0,
-) -> None:
-    """Raise, naming the first bad row (counted within this append) and its channel."""
-    if not bad.any():
-        return
-    row, *column = torch.nonzero(bad)[0].tolist()
-    channel = f" of channel {names[column[0]]!r}" if column else ""
-    raise DatasetError(f"{where}: {key}: row {row + first_row}{channel} {what}")

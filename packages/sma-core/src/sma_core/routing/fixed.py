@@ -61,19 +61,24 @@ class Random(FixedPolicy):
     def decide(self, position: Int[Tensor, "B T"]) -> Bool[Tensor, "B T #M"]:
         """See `FixedPolicy.decide`."""
         streams = torch.arange(self.pool, device=position.device) + self.layer * self.pool
-        mixed = _mix(_mix(streams + self.config.seed * _GOLDEN) + position.unsqueeze(-1))
+        mixed = _mix(_mix(streams + _wrap(self.config.seed * _GOLDEN)) + position.unsqueeze(-1))
         # 53 bits: integers that float64 holds exactly, so that rate 1 means every step.
         return (mixed & (2**53 - 1)) < round(self.config.rate * 2**53)
 
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # signed form, as int64 arithmetic wraps
+def _wrap(x: int) -> int:
+    """Signed value of the last 64 bits: Python's integers do not overflow, int64 ones wrap."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
+_GOLDEN = _wrap(0x9E3779B97F4A7C15)
 
 
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64 finaliser (Steele, Lea and Flood, 2014) in wrapping int64 arithmetic."""
     x = x + _GOLDEN
-    x = (x ^ _shift(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    x = (x ^ _shift(x, 27)) * (0x94D049BB133111EB - 2**64)
+    x = (x ^ _shift(x, 30)) * _wrap(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _wrap(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
 
 

@@ -14,8 +14,8 @@ from sma_core.state import TensorState
 class SubModule(nn.Module):
     """Base of sub-modules: a function of the active rows, in time order.
 
-    A sub-module that needs no history (it treats each row by itself) defines `forward` alone.
-    One that does also defines `init_state` and `step`.
+    A sub-module with a history defines `forward`, `init_state` and `step`. One that treats each row
+    by itself derives from `RowwiseSubModule` instead.
 
     Parameters
     ----------
