@@ -62,7 +62,7 @@ def test_a_stream_on_the_device_equals_one_pass() -> None:
 
 def test_autocast_gives_numbers() -> None:
     model = small_model(CONFIGS["rotary"], dtype=torch.float32).cuda()
-    inputs = random_inputs(config, LENGTHS, dtype=torch.float32).to("cuda")
+    inputs = random_inputs(CONFIGS["rotary"], LENGTHS, dtype=torch.float32).to("cuda")
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         prediction = model(inputs).prediction
     assert prediction.isfinite().all()
