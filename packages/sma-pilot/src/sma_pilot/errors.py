@@ -15,3 +15,7 @@ class LogError(PilotError, ValueError):
 
 class RunError(PilotError, RuntimeError):
     """A run folder is absent, incomplete, damaged or belongs to another plan."""
+
+
+class TrackingError(PilotError, RuntimeError):
+    """The MLflow store is absent, cannot be opened or cannot be served."""

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sma_core import CheckpointError
-from sma_core.checkpoint import read_card
+from sma_core.checkpoint import CARD_FILE, read_card
 from sma_pilot.judge.result import Kpi
 from sma_pilot.replay.card import ReplayCard
 from sma_pilot.report.evidence import Evidence
@@ -20,7 +19,10 @@ from sma_pilot.report.words import kpi_topic
 
 PLAN_TAG = "sma.plan_digest"
 ARM_TAG = "sma.arm"
+KIND_TAG = "sma.kind"
+VERDICT_TAG = "sma.verdict"
 GATE_TAG = "sma.gate."
+GATE_SECTION = "kpi"
 # What the store's names may hold; a sub-module that somebody registered may be called anything.
 _FOREIGN = re.compile(r"[^A-Za-z0-9_\-. /]")
 
@@ -48,22 +50,23 @@ class Entries:
 def pilot_entries(evidence: Evidence) -> Entries:
     """Return what the pilot's own run says."""
     result, plan = evidence.result, evidence.plan
-    metrics: dict[str, float] = {}
-    gates: dict[str, str] = {}
-    for kpi in result.kpis:
-        if kpi.arm is None and kpi.value is not None:
-            metrics[_name(kpi.name)] = kpi.value
-        if kpi.is_gate:
-            metrics |= _against_limit(kpi)
-            gates[GATE_TAG + gate_name(kpi)] = kpi.status
+    gates = [kpi for kpi in result.kpis if kpi.is_gate]
+    compared = [kpi for kpi in result.kpis if kpi.arm is None]
     settings = plan.model_dump(mode="json", exclude={"version", "description"})
+    for arm in settings["arms"].values():
+        if arm is not None and arm["kind"] != "pca":
+            del arm["components"]
     return Entries(
-        metrics=metrics,
+        # Pages list metrics and tags in this order: what decides comes first.
+        metrics={
+            **{name: value for kpi in gates for name, value in _against_limit(kpi)},
+            **{_name(kpi.name): kpi.value for kpi in compared if kpi.value is not None},
+        },
         params={_name(name): value for name, value in _leaves(settings)},
         tags={
+            VERDICT_TAG: result.verdict,
+            **{GATE_TAG + _gate_name(kpi): kpi.status for kpi in gates},
             PLAN_TAG: plan.digest,
-            "sma.verdict": result.verdict,
-            **gates,
             "sma.dataset_digest": evidence.dataset.card.digest,
             "sma.result_sha256": evidence.result_sha256,
             "sma.folder": str(evidence.run.path.resolve()),
@@ -72,18 +75,16 @@ def pilot_entries(evidence: Evidence) -> Entries:
 
 
 def arm_entries(evidence: Evidence, arm: str) -> Entries:
-    """Return what the run of one arm says."""
+    """Return what the run of one arm says; `CheckpointError` when its model is damaged."""
     plan = evidence.plan.named_arms()[arm]
     fingerprint = ReplayCard.load(evidence.run.replay / "replay.json").models.get(arm, "")
     params = {"kind": plan.kind}
     if plan.kind == "pca":
         params["components"] = str(plan.components)
     curves: dict[str, list[tuple[int, float]]] = {}
-    try:
-        card = read_card(evidence.run.models / arm)
-    except CheckpointError:
-        pass  # a baseline, which is no sequence model and has no architecture to tell of
-    else:
+    folder = evidence.run.models / arm
+    if (folder / CARD_FILE).exists():  # else a baseline, without an architecture to tell of
+        card = read_card(folder)
         fit = card["provenance"].get("fit", {})
         params |= dict(_leaves({"model": card["config"], "training": fit.get("training", {})}))
         curves = _curves(fit.get("history", []))
@@ -98,14 +99,13 @@ def arm_entries(evidence: Evidence, arm: str) -> Entries:
         tags={
             PLAN_TAG: evidence.plan.digest,
             ARM_TAG: arm,
-            "sma.kind": plan.kind,
+            KIND_TAG: plan.kind,
             **({"sma.fingerprint": fingerprint} if fingerprint else {}),
         },
     )
 
 
-def gate_name(kpi: Kpi) -> str:
-    """Return a gate's name without a section: ``latency_ratio_p95``."""
+def _gate_name(kpi: Kpi) -> str:
     return _name(kpi.name).replace("/", "_")
 
 
@@ -113,7 +113,9 @@ def _against_limit(kpi: Kpi) -> Iterator[tuple[str, float]]:
     """Give the gate's value, bounds and limit, as far as they are known."""
     low, high = kpi.interval or (None, None)
     ends = {"": kpi.value, "_low": low, "_high": high, "_limit": kpi.threshold}
-    return ((f"kpi/{gate_name(kpi)}{end}", x) for end, x in ends.items() if x is not None)
+    return (
+        (f"{GATE_SECTION}/{_gate_name(kpi)}{end}", x) for end, x in ends.items() if x is not None
+    )
 
 
 def _curves(history: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:

@@ -1,24 +1,35 @@
 """The verdict as Markdown, for a page that shows it above everything else: MLflow's run page.
 
-The table of limits comes first, because a page may fold all that follows.
+A page may fold all but the first lines: these hold the verdict and every limit.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 
 from sma_pilot.judge.measurements import BASELINE, CANDIDATE, INCUMBENT
-from sma_pilot.judge.result import Result
+from sma_pilot.judge.result import Result, Status
 from sma_pilot.report.svg import printable
 from sma_pilot.report.tables import arm_figures, gate_rows
-from sma_pilot.report.words import STATUSES, VERDICTS, arm_label
+from sma_pilot.report.words import (
+    STATUSES,
+    VERDICTS,
+    arm_label,
+    format_limit,
+    format_value,
+    kpi_label,
+)
 
 # As character references, which no Markdown takes for markup, not even where it allows HTML.
-_MARKUP = re.compile(r"[&<>\"'`*_\[\]|~\\@$^]|(?<=:)//|(?<=www)\.|(?m:^[-+#=:])|(?m:(?<=^\d)[.)])")
+_MARKUP = re.compile(r"[&<>\"'`*_\[\]|~\\@$^]|(?<=:)//|(?<=www)\.", re.IGNORECASE)
 _LONGEST = 600
 
 
 def escape_markdown(text: object, length: int = _LONGEST) -> str:
-    """Return `text` as one line that Markdown shows as it is: no markup, link, row or tag."""
+    """Return `text` for the middle of a line, where Markdown shows it as it is.
+
+    No markup, link, row, line or tag comes of it. What is markup at the start of a line alone, such
+    as a dash, stays: a page reads better in its source.
+    """
     line = printable(" ".join(str(text).split()), length)
     return _MARKUP.sub(lambda match: "".join(f"&#{ord(c)};" for c in match[0]), line)
 
@@ -39,18 +50,28 @@ def verdict_markdown(result: Result, length: int) -> str:
     ]
     symbol, word, meaning = VERDICTS[result.verdict]
     text = f"**{symbol} {word}.** {meaning}"
-    for part in (_limits(result, arms), *_reasons(result), _figures(result, arms)):
+    for part in (_gates(result), _limits(result, arms), *_reasons(result), _figures(result, arms)):
         if len(text) + len(part) + 2 <= length:
             text += f"\n\n{part}"
     return text
 
 
+def _gates(result: Result) -> str:
+    """Say in one line how every limit stands."""
+    gates = sorted((kpi for kpi in result.kpis if kpi.is_gate), key=lambda kpi: _rank(kpi.status))
+    words = []
+    for kpi in gates:
+        limit = f" ({format_limit(kpi)})" if kpi.threshold is not None else ""
+        text = f"{kpi_label(kpi)} {format_value(kpi.value, kpi.unit)}{limit}"
+        words.append(f"{STATUSES[kpi.status][0]} {escape_markdown(text)}")
+    return " \N{MIDDLE DOT} ".join(words)
+
+
 def _limits(result: Result, arms: Sequence[str]) -> str:
     names = [arm_label(arm) for arm in arms]
     head = ["limit of the plan", "status", "compared", "interval", "limit", *names]
-    order = list(STATUSES)
     rows = []
-    for row in sorted(gate_rows(result, arms), key=lambda row: order.index(row["status"])):
+    for row in sorted(gate_rows(result, arms), key=lambda row: _rank(row["status"])):
         symbol, status = STATUSES[row["status"]]
         words = [row["label"], f"{symbol} {status}", row["value"], row["interval"], row["limit"]]
         rows.append([*words, *row["by_arm"]])
@@ -58,8 +79,7 @@ def _limits(result: Result, arms: Sequence[str]) -> str:
 
 
 def _reasons(result: Result) -> Iterator[str]:
-    order = list(STATUSES)
-    reasons = sorted(result.reasons, key=lambda reason: order.index(reason.status))
+    reasons = sorted(result.reasons, key=lambda reason: _rank(reason.status))
     lines = [f"- {STATUSES[reason.status][0]} {escape_markdown(reason.text)}" for reason in reasons]
     if lines:
         yield "\n".join(["**Why**\n", *lines])
@@ -68,14 +88,20 @@ def _reasons(result: Result) -> Iterator[str]:
 
 
 def _figures(result: Result, arms: Sequence[str]) -> str:
-    rows = [
-        [f"{group['title']}: {row['label']}", row["unit"], *(cell["value"] for cell in row["cells"])]
-        for group in arm_figures(result, arms)
-        for row in group["rows"]
-    ]
+    rows = []
+    for group in arm_figures(result, arms):
+        for row in group["rows"]:
+            values = [cell["value"] for cell in row["cells"]]
+            rows.append([f"{group['title']}: {row['label']}", row["unit"], *values])
     return _table(["figure", "unit", *(arm_label(arm) for arm in arms)], rows)
 
 
+def _rank(status: Status) -> int:
+    return list(STATUSES).index(status)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([escape_markdown(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    lines = [head, *([escape_markdown(cell) for cell in row] for row in rows)]
+    # The space keeps columns apart on a page whose style gives its cells no margin.
+    text = [f"| {'&ensp; | '.join(cells)} |" for cells in lines]
+    return "\n".join([text[0], f"|{' --- |' * len(head)}", *text[1:]])
