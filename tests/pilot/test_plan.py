@@ -52,6 +52,7 @@ def test_a_plan_is_read_with_its_defaults() -> None:
         ('time = "t"', 'tiem = "t"', "log.tiem: unknown field"),
         ('period = "10s"', 'period = "10 lightyears"', "log.period: a duration is a number"),
         ('period = "10s"', 'period = "0s"', "log.period: a duration must be longer than zero"),
+        ('period = "10s"', 'period = "1.5ms"', "log.period: a duration is a whole number"),
         ("loss_limit = 0.05", "loss_limit = 5", "quality.loss_limit"),
         ("loss_limit = 0.05", "loss_limit = nan", "quality.loss_limit"),
         ("judged_from = 0.7", "judged_from = 0.4", "validation_from < judged_from"),
@@ -92,7 +93,7 @@ def test_a_file_that_is_no_plan_is_told_apart(tmp_path: Path) -> None:
 
 def test_the_digest_follows_decisions_and_not_typing() -> None:
     plan = parse_plan(PLAN, "a")
-    assert parse_plan(PLAN.replace('"10s"', '"0.1667m"'), "b").digest != plan.digest
+    assert parse_plan(PLAN.replace('"10s"', '"0.2m"'), "b").digest != plan.digest
     assert parse_plan(PLAN.replace('"5m"', '"300s"'), "b").digest == plan.digest
     assert parse_plan("# a comment\n" + PLAN, "b").digest == plan.digest
     assert parse_plan(PLAN.replace("0.05", "0.06"), "b").digest != plan.digest

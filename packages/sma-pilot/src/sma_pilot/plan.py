@@ -39,6 +39,9 @@ def parse_duration(value: object) -> timedelta:
     duration = timedelta(seconds=float(match[1]) * _UNITS[match[2]])
     if duration <= timedelta(0):
         raise ValueError("a duration must be longer than zero")
+    # What the frozen plan could not say would let two plans share a fingerprint.
+    if duration % timedelta(milliseconds=1):
+        raise ValueError("a duration is a whole number of milliseconds")
     return duration
 
 
