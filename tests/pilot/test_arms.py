@@ -318,6 +318,40 @@ def test_a_finished_fit_is_kept_and_a_damaged_one_made_again(tmp_path, kind, tas
 # The plan's tables.
 
 
+def test_a_fit_takes_the_threads_of_the_plan_and_gives_them_back(tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    seen = []
+
+    def look(stage: str, done: int, total: int | None) -> None:
+        seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        build_arms(make_plan(threads=2))["candidate"].fit(dataset, tmp_path / "model", look)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert 2 in seen
+
+
+def test_a_fit_tells_its_beginning_and_its_end_also_when_there_was_nothing_to_do(tmp_path):
+    dataset, arm = make_dataset(tmp_path / "data"), build_arms(make_plan())["candidate"]
+    told: list[tuple[str, int, int | None]] = []
+
+    def tell(stage: str, done: int, total: int | None) -> None:
+        told.append((stage, done, total))
+
+    arm.fit(dataset, tmp_path / "model", tell)
+    first = told.copy()
+    told.clear()
+    arm.fit(dataset, tmp_path / "model", tell)
+    steps = first[-1][2]
+    assert first[0] == ("fit candidate", 0, steps)
+    assert first[-1] == ("fit candidate", steps, steps)
+    assert told == [first[0], first[-1]]
+
+
 def test_every_kind_of_the_plan_has_a_class():
     assert set(get_args(ArmPlan.model_fields["kind"].annotation)) == set(ARMS)
 

@@ -4,7 +4,12 @@ import gc
 
 import pytest
 
-from sma_pilot.replay.clock import garbage_collector_off, timer_overhead_ns, wall_clock
+from sma_pilot.replay.clock import (
+    earlier_objects_settled,
+    garbage_collector_off,
+    timer_overhead_ns,
+    wall_clock,
+)
 
 
 def test_the_overhead_is_the_median_gap_of_the_clock():
@@ -58,3 +63,25 @@ def test_garbage_from_before_is_gone_before_the_block():
     Loop()
     with garbage_collector_off():
         assert Loop.alive == 0
+
+
+def test_collections_leave_earlier_objects_alone_until_the_block_ends():
+    def stopped_half_way() -> None:
+        with earlier_objects_settled():
+            assert gc.get_freeze_count() > 1000
+            raise KeyboardInterrupt
+
+    assert gc.get_freeze_count() == 0
+    with pytest.raises(KeyboardInterrupt):
+        stopped_half_way()
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_a_caller_has_frozen_stays_frozen():
+    gc.freeze()
+    try:
+        with earlier_objects_settled():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

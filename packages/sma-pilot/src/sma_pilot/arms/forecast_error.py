@@ -1,8 +1,8 @@
 """The anomaly score of arms that predict or reconstruct numeric channels: an error, smoothed."""
 
 import numpy as np
+import polars as pl
 import torch
-from scipy.signal import lfilter
 from torch import Tensor
 
 # One channel that jumps a thousand scales must not drown the others for as long as the smoothing
@@ -63,10 +63,10 @@ class Smoother:
         return torch.from_numpy(smooth).to(error.dtype)
 
     def _filter(self, error: np.ndarray, previous: float) -> np.ndarray:
-        keep = 1.0 - self._weight
-        first = error[0] if np.isnan(previous) else previous
-        smooth, _ = lfilter([self._weight], [1.0, -keep], error, zi=[keep * first])
-        return smooth
+        # A mean that starts at its first value moves on from whatever is put before the errors.
+        first = error[:1] if np.isnan(previous) else [previous]
+        values = pl.Series(np.concatenate([first, error]))
+        return values.ewm_mean(alpha=self._weight, adjust=False)[1:].to_numpy()
 
     def step(self, error: float, mean: Tensor) -> float:
         """Smooth one error and bring `mean` [1] up to date, in place."""

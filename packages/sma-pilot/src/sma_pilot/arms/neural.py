@@ -21,6 +21,7 @@ from sma_pilot.arms.neural_scorer import AlarmScorer, ForecastScorer
 from sma_pilot.errors import PlanError
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
+from sma_pilot.threads import compute_threads
 
 
 def head_of(plan: Plan, card: DatasetCard) -> dict[str, Any]:
@@ -74,15 +75,22 @@ class NeuralArm:
         def report(progress: Progress) -> None:
             on_progress(stage, progress.step, progress.max_steps)
 
-        fit(
-            self._config(dataset.card),
-            dataset,
-            self._training(),
-            folder,
-            on_progress=report,
-            device=self._plan.replay.device,
-            provenance={"plan": self._plan.digest, "arm": self.role},
-        )
+        training = self._training()
+        on_progress(stage, 0, training.max_steps)  # the first step comes seconds later
+        # As many threads as the replay has, not as the machine has: sums of floats depend on their
+        # number, so the same plan gives the same weights on machines of any size. And the small
+        # steps of such models lose more by waiting for each other than they gain.
+        with compute_threads(self._plan.replay.threads):
+            fit(
+                self._config(dataset.card),
+                dataset,
+                training,
+                folder,
+                on_progress=report,
+                device=self._plan.replay.device,
+                provenance={"plan": self._plan.digest, "arm": self.role},
+            )
+        on_progress(stage, training.max_steps, training.max_steps)  # however early it stopped
 
     def open(self, folder: Path) -> ForecastScorer | AlarmScorer:
         """See `Arm.open`."""

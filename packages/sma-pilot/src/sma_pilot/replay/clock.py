@@ -38,3 +38,24 @@ def garbage_collector_off() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def earlier_objects_settled() -> Iterator[None]:
+    """Leave what exists now out of garbage collections until the block ends.
+
+    A replay collects before every leg, and most of what a collection walks are the million objects
+    of the libraries, which stay anyway: that takes longer than many a leg.
+    """
+    if gc.get_freeze_count():  # a caller's own, not ours to thaw
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        # The collector spaces full collections by how much outlived the last one: let it count
+        # those objects again, or it would walk them over and over.
+        gc.collect()

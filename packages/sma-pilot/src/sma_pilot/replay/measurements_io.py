@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from sma_pilot.errors import RunError
-from sma_pilot.judge.measurements import SLICES, ArmScores, LatencySample, Leg, Measurements
+from sma_pilot.judge.measurements import ARMS, SLICES, ArmScores, LatencySample, Leg, Measurements
 from sma_pilot.replay.card import ReplayCard
 
 
@@ -22,7 +22,9 @@ def load_measurements(folder: Path) -> Measurements:
         The replay is not finished or its files are damaged.
     """
     card = ReplayCard.load(folder / "replay.json")
-    arms = list(dict.fromkeys(name.split("/")[0] for name in card.order))
+    # In one order for every reader, and not in that of the replay, which is drawn.
+    replayed = {name.split("/")[0] for name in card.order}
+    arms = [arm for arm in ARMS if arm in replayed]
     try:
         scores = {
             slice_name: {arm: _scores(folder, arm, slice_name) for arm in arms}

@@ -5,8 +5,7 @@ stay. The incumbent runs twice under two names; what the two differ by is the no
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,12 @@ from sma_pilot.errors import RunError
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
 from sma_pilot.replay.card import ReplayCard, describe_dataset, fingerprint, read_json
-from sma_pilot.replay.clock import Clock, timer_overhead_ns, wall_clock
+from sma_pilot.replay.clock import (
+    Clock,
+    earlier_objects_settled,
+    timer_overhead_ns,
+    wall_clock,
+)
 from sma_pilot.replay.environment import environment
 from sma_pilot.replay.meters import PeakMemory
 from sma_pilot.replay.offline import run_offline
@@ -27,6 +31,7 @@ from sma_pilot.replay.single_stream import run_single_stream
 from sma_pilot.replay.stream import choose_stream
 from sma_pilot.replay.timeline import Lane, Timeline
 from sma_pilot.run_folder import write_json
+from sma_pilot.threads import compute_threads
 
 OFFLINE = "offline"
 SINGLE_STREAM = "single_stream"
@@ -121,16 +126,17 @@ def replay(
 
     bench = _Bench(plan, timeline, folder, clock, on_progress)
     legs = legs_of(plan)
-    with _threads(plan.replay.threads):
+    with compute_threads(plan.replay.threads):
         waiting = [leg for leg in legs if not (folder / "legs" / leg.file).exists()]
         streams = [leg for leg in legs if leg.visit is not None]
         for role in dict.fromkeys(leg.role for leg in waiting):
             bench.rehearse(arms[role].open(models / role))
-        for leg in waiting:
-            if leg.visit is not None:
-                on_progress("replay single stream", streams.index(leg), len(streams))
-            figures = bench.measure(leg, lambda leg=leg: arms[leg.role].open(models / leg.role))
-            write_json(folder / "legs" / leg.file, figures)
+        with earlier_objects_settled():
+            for leg in waiting:
+                if leg.visit is not None:
+                    on_progress("replay single stream", streams.index(leg), len(streams))
+                figures = bench.measure(leg, lambda leg=leg: arms[leg.role].open(models / leg.role))
+                write_json(folder / "legs" / leg.file, figures)
         on_progress("replay single stream", len(streams), len(streams))
     begun["environment"]["timer_overhead_ns"] = timer_overhead_ns(clock)
     measured = {leg: read_json(folder / "legs" / leg.file) for leg in legs}
@@ -261,14 +267,3 @@ def _over_passes(passes: list[dict[str, Any]]) -> dict[str, Any]:
         "score_difference": max(differences, default=None),
         "passes": passes,
     }
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Let torch compute with `number` threads while the block runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

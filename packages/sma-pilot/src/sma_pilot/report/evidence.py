@@ -14,7 +14,7 @@ from sma_core import DatasetError
 from sma_core.dataset import PreparedDataset
 from sma_pilot.errors import RunError
 from sma_pilot.judge.alarms import episode_starts
-from sma_pilot.judge.events import DAY_NS, NORMAL, nanoseconds
+from sma_pilot.judge.events import DAY_NS, NORMAL, POSITIVE, nanoseconds
 from sma_pilot.judge.measurements import (
     CANDIDATE,
     JUDGED,
@@ -140,12 +140,13 @@ class Evidence:
         )
 
     def routing_rates(self) -> list[tuple[str, float, float | None]]:
-        """Return (sub-module, share of judged steps that ran it, the same within events).
+        """Return (sub-module, share of judged steps that ran it, the same where alarms are due).
 
-        The share within events is None when no step of an event was logged.
+        Alarms are due within events, or for task ``alarm`` within the horizon before them. The
+        share there is None when no such step was logged.
         """
         rows = self.scene.rows
-        inside = np.flatnonzero(rows.label > 0)
+        inside = np.flatnonzero(self.scene.kinds == POSITIVE)
         events = pl.DataFrame(
             {
                 "entity": [self.measurements.entities[code] for code in rows.entity[inside]],

@@ -13,7 +13,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from sma_pilot.judge.events import nanoseconds
+from sma_pilot.judge.events import POSITIVE, nanoseconds
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, JUDGED
 from sma_pilot.report.evidence import Evidence
 from sma_pilot.report.plots import WIDTH, arm_line
@@ -23,6 +23,7 @@ from sma_pilot.report.svg import LIGHT, Drawing, new_figure, printable, styled
 _CHANNELS = 3
 _STRIP_BINS = 240
 _SHADES = 10
+_EVENT_ALPHA, _AHEAD_ALPHA = 0.16, 0.06
 
 Time = NDArray[np.datetime64]
 
@@ -32,15 +33,17 @@ def routing_picture(evidence: Evidence, stretch: Stretch) -> Drawing:
 
     From the top: the channels that move most, the scores of candidate and incumbent over their
     thresholds, the rows on which each alarms, and a strip for each of the candidate's
-    sub-modules, darker where it ran in more of the steps. Labelled events are shaded throughout.
+    sub-modules, darker where it ran in more of the steps. Labelled events are shaded throughout,
+    and for task ``alarm`` the horizon before each, more lightly: there an alarm is due.
     """
     rows = evidence.scene.rows
     at = slice(stretch.start, stretch.stop)
     time_ns, inside = rows.time[at], rows.label[at] > 0
+    due = evidence.scene.kinds[at] == POSITIVE
     entity = int(rows.entity[stretch.start])
     name = evidence.measurements.entities[entity]
     routing = evidence.routing(name, int(time_ns[0]), int(time_ns[-1]))
-    channels, signal = _signal(evidence, entity, time_ns, inside)
+    channels, signal = _signal(evidence, entity, time_ns, due, inside)
     strips = routing.select("layer", "submodule").unique().sort("layer", "submodule").rows()
     max_gap = nanoseconds(evidence.plan.log.max_gap)
     gaps = np.flatnonzero(np.diff(time_ns) > max_gap) + 1
@@ -64,26 +67,30 @@ def routing_picture(evidence: Evidence, stretch: Stretch) -> Drawing:
             ran = routing.filter(pl.col("layer") == layer, pl.col("submodule") == submodule)
             _draw_strip(axes, ran, int(time_ns[0]), int(time_ns[-1]))
             _label(axes, f"layer {layer} {submodule}".replace("_", " "))
+        ahead = due & ~inside
         for axes in panels:
-            for begin, end in _runs(inside):
-                axes.axvspan(
-                    time[begin],
-                    time[end - 1],
-                    color=LIGHT["event"],
-                    alpha=0.16,
-                    linewidth=0.6,
-                    zorder=0.5,
-                )
+            for mask, alpha in ((inside, _EVENT_ALPHA), (ahead, _AHEAD_ALPHA)):
+                for begin, end in _runs(mask):
+                    axes.axvspan(
+                        time[begin],
+                        time[end - 1],
+                        color=LIGHT["event"],
+                        alpha=alpha,
+                        linewidth=0.6,
+                        zorder=0.5,
+                    )
             axes.spines[["bottom", "left"]].set_visible(False)
             axes.tick_params(axis="x", length=0)
         handles, _ = score.get_legend_handles_labels()
         if inside.any():
-            handles.append(Patch(color=LIGHT["event"], alpha=0.16, label="labelled event"))
+            handles.append(Patch(color=LIGHT["event"], alpha=_EVENT_ALPHA, label="labelled event"))
+        if ahead.any():
+            handles.append(Patch(color=LIGHT["event"], alpha=_AHEAD_ALPHA, label="its horizon"))
         panels[0].legend(
             handles=handles,
             loc="lower left",
             bbox_to_anchor=(-0.01, 1.0),
-            ncols=3,
+            ncols=4,
             borderaxespad=0.2,
         )
         last = panels[-1]
@@ -102,18 +109,27 @@ def routing_picture(evidence: Evidence, stretch: Stretch) -> Drawing:
 
 
 def _signal(
-    evidence: Evidence, entity: int, time_ns: NDArray[np.int64], inside: NDArray[np.bool_]
+    evidence: Evidence,
+    entity: int,
+    time_ns: NDArray[np.int64],
+    due: NDArray[np.bool_],
+    inside: NDArray[np.bool_],
 ) -> tuple[list[str], list[NDArray[np.float32]]]:
-    """Return the names and values [T] of the channels that set the event apart, or move most."""
+    """Return the names and values [T] of the channels that tell most, or move most.
+
+    They tell most that set the rows on which an alarm is due apart from those that are neither due
+    nor in an event.
+    """
     card = evidence.dataset.card
     if not card.numeric:
         return [], []
     values = _numeric(evidence, entity, time_ns)
     known = np.where(np.isnan(values), 0.0, values)
     spread = known.std(axis=0)
-    if inside.any() and not inside.all():
-        outside = known[~inside]
-        shift = np.abs(known[inside] - outside.mean(axis=0)).mean(axis=0)
+    usual = ~due & ~inside
+    if due.any() and usual.any():
+        outside = known[usual]
+        shift = np.abs(known[due] - outside.mean(axis=0)).mean(axis=0)
         spread = shift / (outside.std(axis=0) + 0.1)
     order = np.argsort(-spread, kind="stable")[:_CHANNELS]
     return [printable(card.numeric[i].name, 22) for i in order], [values[:, i] for i in order]
