@@ -1,0 +1,170 @@
+"""From trial records to the table: one row per arm, with intervals over seeds. No I/O.
+
+For each arm the nuisance values with the best mean objective on validation stand for the arm; the
+row then speaks of the test split. Seeds are the unit of repetition: data and budget are the same
+for all, so an interval is about initialisation and order of the data, not about other data.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+from sma_eval.records import TrialRecord, TrialResult
+from sma_eval.study import Objective
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over seeds, with a two-sided 95 % interval; its ends are None below two seeds."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """One row of the table.
+
+    Parameters
+    ----------
+    arm
+        Its label.
+    nuisance
+        The nuisance values that stand for it, as text; empty when there are none.
+    seeds
+        Seeds that finished with those values.
+    failed, unfinished
+        Trials of the arm that failed, and that have not ended, whatever their nuisance values.
+    objective
+        On the test split.
+    difference
+        To the first arm, paired by seed; None for the first arm itself or without common seeds.
+    activation_rate, target_rate
+        Share of (step, layer, sub-module) that ran, on the test split, and what training aimed at.
+    flops_per_step, dense_flops_per_step
+        Means over seeds.
+    steps, best_step
+        Means over seeds of optimiser steps, and of those until the best weights.
+    """
+
+    arm: str
+    nuisance: str = ""
+    seeds: int = 0
+    failed: int = 0
+    unfinished: int = 0
+    target_rate: float | None = None
+    objective: Estimate | None = None
+    difference: Estimate | None = None
+    activation_rate: float | None = None
+    flops_per_step: float | None = None
+    dense_flops_per_step: float | None = None
+    steps: float | None = None
+    best_step: float | None = None
+
+    @property
+    def dense_share(self) -> float | None:
+        """FLOPs of a step as a share of those with everything active."""
+        if self.flops_per_step is None or self.dense_flops_per_step is None:
+            return None
+        return self.flops_per_step / self.dense_flops_per_step
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean with Student's t interval, which assumes about normal values: with few seeds, wide."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(mean=mean, low=None, high=None)
+    quantile = float(stdtrit(len(values) - 1, (1.0 + confidence) / 2.0))
+    half = quantile * statistics.stdev(values) / len(values) ** 0.5
+    return Estimate(mean=mean, low=mean - half, high=mean + half)
+
+
+def summarize(records: Sequence[TrialRecord], objective: Objective) -> list[ArmSummary]:
+    """Make one row per arm, in the order of the records.
+
+    Parameters
+    ----------
+    records
+        Of every trial of the study, whatever its status.
+    objective
+        The metric, and which way is better.
+    """
+    arms: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        arms.setdefault(record.trial.arm, []).append(record)
+    rows: list[ArmSummary] = []
+    reference: dict[int, float] | None = None
+    for arm, members in arms.items():
+        chosen = _chosen(members, objective)
+        values = {r.trial.seed: result_of(r).test[objective.metric] for r in chosen}
+        difference = None
+        if reference is None:
+            reference = values
+        elif paired := [values[seed] - reference[seed] for seed in values if seed in reference]:
+            difference = mean_interval(paired)
+        rows.append(_row(arm, members, chosen, values, difference))
+    return rows
+
+
+def best_trial(records: Sequence[TrialRecord], objective: Objective) -> TrialRecord | None:
+    """Return the finished trial with the best objective on validation; None when none finished."""
+    finished = [record for record in records if record.result is not None]
+    return min(finished, key=lambda record: _cost(record, objective), default=None)
+
+
+def result_of(record: TrialRecord) -> TrialResult:
+    """Return the result of a finished trial."""
+    if record.result is None:
+        raise ValueError(f"trial {record.trial.label} is {record.status} and has no result")
+    return record.result
+
+
+def _chosen(members: Sequence[TrialRecord], objective: Objective) -> list[TrialRecord]:
+    """Finished trials with the nuisance values that stand for an arm."""
+    groups: dict[str, list[TrialRecord]] = {}
+    for record in members:
+        if record.result is not None:
+            groups.setdefault(record.trial.nuisance_label, []).append(record)
+
+    # Values that finished fewer seeds than others must not win by a lucky one.
+    def rank(group: list[TrialRecord]) -> tuple[int, float]:
+        return -len(group), statistics.fmean(_cost(record, objective) for record in group)
+
+    return min(groups.values(), key=rank, default=[])
+
+
+def _row(
+    arm: str,
+    members: Sequence[TrialRecord],
+    chosen: Sequence[TrialRecord],
+    values: dict[int, float],
+    difference: Estimate | None,
+) -> ArmSummary:
+    def mean(figure: Callable[[TrialResult], float]) -> float | None:
+        return statistics.fmean(figure(result_of(r)) for r in chosen) if chosen else None
+
+    return ArmSummary(
+        arm=arm,
+        nuisance=chosen[0].trial.nuisance_label if chosen else "",
+        seeds=len(chosen),
+        failed=sum(record.status == "failed" for record in members),
+        unfinished=sum(record.status in ("pending", "running") for record in members),
+        target_rate=members[0].trial.target_rate,
+        objective=mean_interval(list(values.values())) if values else None,
+        difference=difference,
+        activation_rate=mean(lambda result: result.test["activation_rate"]),
+        flops_per_step=mean(lambda result: result.flops_per_step),
+        dense_flops_per_step=mean(lambda result: result.dense_flops_per_step),
+        steps=mean(lambda result: result.steps),
+        best_step=mean(lambda result: result.best_step),
+    )
+
+
+def _cost(record: TrialRecord, objective: Objective) -> float:
+    value = result_of(record).validation[objective.metric]
+    return value if objective.mode == "min" else -value

@@ -1,0 +1,254 @@
+"""The command line: parses, calls `sma_eval.experiment`, prints. No work is done here.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 every trial ended (failed ones are
+in the table), 1 no trial finished, 2 bad input, 130 stopped.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sma_core.errors import SMAError
+from sma_eval import experiment
+from sma_eval.console import ConsoleProgress
+from sma_eval.errors import StudyError
+from sma_eval.experiment import Outcome
+from sma_eval.folder import STUDY_FILE, in_use
+from sma_eval.report import arms_frame, trials_frame
+from sma_eval.space import Trial
+from sma_eval.study import load_study
+
+app = typer.Typer(
+    name="sma-eval",
+    help="Compare routing policies and sub-module pools: studies on Ray Tune, tracked in MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study, a TOML file.", metavar="STUDY")]
+StudyDir = Annotated[
+    Path, typer.Argument(help="A study folder, as `run` left it.", metavar="STUDY_DIR")
+]
+DataFolder = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        envvar="SMA_DATA",
+        help="Where the study's relative data set paths start.",
+        metavar="DIR",
+    ),
+]
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        help="Ray cluster: auto, or host:port of its head; local starts one here.",
+    ),
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow store; a database in the study folder unless told.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document alone on stdout.")]
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    data: DataFolder = Path(),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The study folder; runs/NAME unless told.", metavar="DIR"),
+    ] = None,
+    address: Address = "local",
+    tracking_uri: TrackingUri = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the trials and stop; nothing is written.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run every trial of a study, then print its table. Goes on where the same study stopped.
+
+    Example: `sma-eval run experiments/studies/smoke.toml --out runs/smoke`
+    """
+    plan = load_study(study)
+    trials = experiment.list_trials(plan, data)
+    if dry_run:
+        _print_trials(plan.name, plan.digest, trials, as_json)
+        return
+    folder = out or Path("runs") / plan.name
+    before = Outcome.read(folder) if (folder / STUDY_FILE).exists() else None
+    _say(f"study {plan.name} {plan.digest[:12]}: {len(trials)} trials, folder {folder}")
+    for trial in trials:
+        _say(f"  {trial.id}  {trial.label}")
+    ended = before.count("finished", "failed") if before else 0
+    outcome = experiment.run(
+        plan,
+        data=data,
+        out=folder,
+        address=address,
+        tracking_uri=tracking_uri,
+        observers=[ConsoleProgress(plan, len(trials), ended)],
+    )
+    _finish(outcome, as_json)
+
+
+@app.command()
+def resume(
+    study_dir: StudyDir,
+    address: Address = "local",
+    tracking_uri: TrackingUri = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try the failed trials again, too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a study that stopped: finished trials stay, others go on from their checkpoints.
+
+    Example: `sma-eval resume runs/smoke`
+    """
+    before = Outcome.read(study_dir)
+    ended = before.count("finished") if retry_failed else before.count("finished", "failed")
+    _say(f"study {before.folder.study.name}: {ended} of {len(before.records)} trials have ended")
+    outcome = experiment.resume(
+        study_dir,
+        address=address,
+        tracking_uri=tracking_uri,
+        observers=[ConsoleProgress(before.folder.study, len(before.records), ended)],
+        retry_failed=retry_failed,
+    )
+    _finish(outcome, as_json)
+
+
+@app.command()
+def status(study_dir: StudyDir, as_json: AsJson = False) -> None:
+    """Say how far a study is, also while it runs.
+
+    Example: `sma-eval status runs/smoke`
+    """
+    outcome = Outcome.read(study_dir)
+    active = in_use(study_dir)
+    if as_json:
+        trials = trials_frame(outcome.records, outcome.folder.study)
+        columns = ["id", "arm", "nuisance", "seed", "status", "step", "max_steps", "reason"]
+        _print_json({**_summary(outcome), "active": active, "trials": trials[columns].to_dicts()})
+        return
+    counts = _summary(outcome)["counts"]
+    parts = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    typer.echo(f"{outcome.folder.study.name}: {len(outcome.records)} trials: {parts}")
+    for record in outcome.records:
+        if record.status == "running":
+            budget = record.trial.training["max_steps"]
+            typer.echo(f"  {record.trial.label}: step {record.step} of {budget}")
+        elif record.status == "failed":
+            typer.echo(f"  {record.trial.label}: failed: {record.reason}")
+    if active:
+        typer.echo("a driver is at work")
+    elif not outcome.complete:
+        typer.echo(f"no driver is at work; go on with: sma-eval resume {study_dir}")
+
+
+@app.command()
+def report(study_dir: StudyDir, as_json: AsJson = False) -> None:
+    """Print the table of a study again, also of one that still runs.
+
+    Example: `sma-eval report runs/smoke`
+    """
+    _print_outcome(Outcome.read(study_dir), as_json)
+
+
+@app.command()
+def best(
+    study_dir: StudyDir,
+    export: Annotated[Path, typer.Option("--export", help="Folder to write.", metavar="DIR")],
+    arm: Annotated[
+        str | None, typer.Option("--arm", help="Choose within this arm, as the table calls it.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write into a folder that is not empty.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Export the checkpoint of the trial with the best objective on validation.
+
+    Example: `sma-eval best runs/smoke --export runs/best --arm "tempered_softmax @ 0.25"`
+    """
+    trial = experiment.export_best(study_dir, export, arm=arm, force=force)
+    if as_json:
+        _print_json({"trial": trial.id, "label": trial.label, "checkpoint": str(export)})
+    else:
+        typer.echo(f"{trial.label}: {export}")
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one message and exit code 2."""
+    try:
+        app()
+    except (StudyError, SMAError) as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except OSError as error:  # a disk that is full, a folder that may not be read
+        _say(f"error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from here")
+        sys.exit(130)
+
+
+def _finish(outcome: Outcome, as_json: bool) -> None:
+    _print_outcome(outcome, as_json)
+    path = outcome.folder.path
+    if failed := outcome.count("failed"):
+        _say(f"{failed} trials failed; see `sma-eval status {path}`")
+    if not outcome.complete:
+        _say(f"stopped; go on with: sma-eval resume {path}")
+        raise typer.Exit(130)
+    if not outcome.count("finished"):
+        raise typer.Exit(1)
+
+
+def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        _print_json({**_summary(outcome), "arms": arms_frame(outcome.rows).to_dicts()})
+    else:
+        typer.echo(outcome.table, nl=False)
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    study = outcome.folder.study
+    return {
+        "study": study.name,
+        "digest": study.digest,
+        "folder": str(outcome.folder.path),
+        "objective": study.objective.model_dump(),
+        "counts": {
+            name: outcome.count(name) for name in ("finished", "failed", "running", "pending")
+        },
+    }
+
+
+def _print_trials(name: str, digest: str, trials: tuple[Trial, ...], as_json: bool) -> None:
+    if as_json:
+        content = [{"label": trial.label, **trial.to_dict()} for trial in trials]
+        _print_json({"study": name, "digest": digest, "trials": content})
+        return
+    typer.echo(f"study {name} {digest[:12]}: {len(trials)} trials")
+    for trial in trials:
+        typer.echo(f"  {trial.id}  {trial.label}")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,254 @@
+"""Studies as functions: run, resume, look, export. The command line only parses and prints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+
+from sma_core.checkpoint import load_checkpoint, save_checkpoint
+from sma_core.dataset import PreparedDataset
+from sma_core.files import replacing
+from sma_eval.analysis import ArmSummary, best_trial, summarize
+from sma_eval.errors import FolderError
+from sma_eval.folder import DATASETS, STUDY_FILE, StudyFolder, claimed
+from sma_eval.records import Observer, TrialRecord
+from sma_eval.report import arms_frame, markdown_table, text_table, trials_frame, write_parquet
+from sma_eval.space import Trial, expand
+from sma_eval.study import Study
+from sma_eval.tasks import describe_task, prepare_task
+
+TABLE_FILES = ("table.txt", "arms.parquet", "trials.parquet")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A study folder as it stands.
+
+    Parameters
+    ----------
+    folder
+        The folder, with its frozen study.
+    records
+        One per trial.
+    """
+
+    folder: StudyFolder
+    records: Sequence[TrialRecord]
+
+    @classmethod
+    def read(cls, path: Path) -> "Outcome":
+        """Read a study folder; its driver may be at work.
+
+        Raises
+        ------
+        FolderError
+            When it is none, or damaged.
+        """
+        folder = StudyFolder.open(path)
+        return cls(folder, folder.read_records())
+
+    @property
+    def rows(self) -> list[ArmSummary]:
+        """The table, one row per arm."""
+        return summarize(self.records, self.folder.study.objective)
+
+    @property
+    def table(self) -> str:
+        """The table as text."""
+        return text_table(self.rows, self.folder.study)
+
+    def count(self, *statuses: str) -> int:
+        """Count the trials of some statuses."""
+        return sum(record.status in statuses for record in self.records)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial has ended."""
+        return all(record.ended for record in self.records)
+
+
+def list_trials(study: Study, data: Path) -> tuple[Trial, ...]:
+    """List a study's trials, without running or writing anything; the errors are those of `run`."""
+    return expand(study, *describe_task(study.task, data))
+
+
+def run(
+    study: Study,
+    *,
+    data: Path,
+    out: Path,
+    address: str = "local",
+    tracking_uri: str | None = None,
+    observers: Sequence[Observer] = (),
+) -> Outcome:
+    """Run a study in a folder, or go on where that very study stopped there.
+
+    Parameters
+    ----------
+    study
+        What to run.
+    data
+        Folder that prepared data sets are relative to.
+    out
+        The study folder. On a cluster every node must see it at this path.
+    address
+        Of a Ray cluster (``auto``, or ``host:port`` of its head), or ``local``.
+    tracking_uri
+        Of the MLflow store; None: a database in the study folder.
+    observers
+        Told of every change of a trial, after the study folder and the tracking store.
+
+    Raises
+    ------
+    StudyError
+        When the study, the folder, the cluster or the tracking store is not as it should be.
+    SMAError
+        When the data set is absent or damaged.
+    """
+    trials = list_trials(study, data)
+    with claimed(out):
+        if (out / STUDY_FILE).exists():
+            folder = StudyFolder.open(out).reopened(study)
+        else:
+            dataset = prepare_task(study.task, data=data, cache=out / DATASETS)
+            folder = StudyFolder.create(out, study, trials, dataset.folder, dataset.card.digest)
+        return _carry_out(folder, address, tracking_uri, observers, retry_failed=False)
+
+
+def resume(
+    path: Path,
+    *,
+    address: str = "local",
+    tracking_uri: str | None = None,
+    observers: Sequence[Observer] = (),
+    retry_failed: bool = False,
+) -> Outcome:
+    """Go on with a study that stopped; finished trials stay, the others continue.
+
+    Parameters
+    ----------
+    path
+        The study folder.
+    address, tracking_uri, observers
+        As of `run`.
+    retry_failed
+        Also try failed trials again.
+
+    Raises
+    ------
+    StudyError, SMAError
+        As of `run`.
+    """
+    folder = StudyFolder.open(path)
+    with claimed(folder.path):
+        return _carry_out(folder, address, tracking_uri, observers, retry_failed=retry_failed)
+
+
+def export_best(path: Path, target: Path, *, arm: str | None = None, force: bool = False) -> Trial:
+    """Write the best finished trial's weights as a checkpoint folder of its own.
+
+    Parameters
+    ----------
+    path
+        The study folder.
+    target
+        Folder to write; its other files stay.
+    arm
+        Label of the arm to choose from; None: all of them.
+    force
+        Write into a folder that is not empty.
+
+    Returns
+    -------
+    Trial
+        The one whose objective on validation is best.
+
+    Raises
+    ------
+    FolderError
+        When no trial finished, there is no such arm, or `target` is taken.
+    CheckpointError
+        When the trial's checkpoint is absent or damaged.
+    """
+    outcome = Outcome.read(path)
+    study = outcome.folder.study
+    arms = {record.trial.arm for record in outcome.records}
+    if arm is not None and arm not in arms:
+        raise FolderError(f"--arm {arm!r}: the study has {', '.join(map(repr, sorted(arms)))}")
+    candidates = [record for record in outcome.records if arm in (None, record.trial.arm)]
+    best = best_trial(candidates, study.objective)
+    if best is None or best.checkpoint is None:
+        raise FolderError(f"{path}: no trial has finished; see `sma-eval status {path}`")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
+        raise FolderError(f"{target}: is not empty; choose another folder, or add --force")
+    checkpoint = load_checkpoint(outcome.folder.path / best.checkpoint)
+    save_checkpoint(
+        target,
+        checkpoint.model,
+        provenance=checkpoint.card["provenance"],
+        dataset_card=checkpoint.card["dataset"],
+    )
+    return best.trial
+
+
+def _carry_out(
+    folder: StudyFolder,
+    address: str,
+    tracking_uri: str | None,
+    observers: Sequence[Observer],
+    *,
+    retry_failed: bool,
+) -> Outcome:
+    # Ray and MLflow take seconds to import, which looking at a study should not cost.
+    from sma_eval.sweep import connected, sweep
+    from sma_eval.tracking import Tracker, default_uri
+
+    study, path = folder.study, folder.path
+    folder.require_dataset(PreparedDataset.open(folder.dataset_path, verify=True).card.digest)
+    todo = [
+        _restartable(record, path)
+        for record in folder.read_records()
+        if not record.ended or (retry_failed and record.status == "failed")
+    ]
+    tracker = Tracker(folder, tracking_uri or default_uri(folder))
+    try:
+        if todo:
+            with connected(address, study.resources):
+                sweep(
+                    todo,
+                    root=path,
+                    attempt=folder.new_attempt(),
+                    dataset=folder.dataset_path,
+                    test_split=study.task.test or "validation",
+                    provenance={"study": study.name, "study_digest": study.digest},
+                    resources=study.resources,
+                    observers=[folder, tracker, *observers],
+                )
+    finally:
+        outcome = Outcome.read(path)
+        _write_tables(outcome)
+        tracker.close(
+            outcome.records,
+            status="FINISHED" if outcome.complete else "KILLED",
+            description="\n\n".join(
+                filter(None, [escape(study.description), markdown_table(outcome.rows, study)])
+            ),
+            files=[path / name for name in TABLE_FILES],
+        )
+    folder.prune(outcome.records)
+    return outcome
+
+
+def _restartable(record: TrialRecord, path: Path) -> TrialRecord:
+    """Forget a checkpoint that has gone: its trial then starts from the beginning."""
+    if record.checkpoint is None or (path / record.checkpoint).is_dir():
+        return record
+    return replace(record, checkpoint=None, step=0)
+
+
+def _write_tables(outcome: Outcome) -> None:
+    path, study = outcome.folder.path, outcome.folder.study
+    with replacing(path / "table.txt") as partial:
+        partial.write_text(outcome.table, encoding="utf-8")
+    write_parquet(arms_frame(outcome.rows), path / "arms.parquet")
+    write_parquet(trials_frame(outcome.records, study), path / "trials.parquet")

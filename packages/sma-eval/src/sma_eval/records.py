@@ -1,0 +1,112 @@
+"""What is known of a trial, and who is told when it changes."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self
+
+from sma_eval.space import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """Figures of a finished trial, all of its best weights by validation.
+
+    Parameters
+    ----------
+    validation, test
+        Metrics of those splits by name: loss, activation_rate, and accuracy for classification.
+        Without a test split both are of the validation split.
+    activation
+        Share of steps that ran each sub-module, [layers][sub-modules], on the test split.
+    flops_per_step, dense_flops_per_step
+        FLOPs of one time step of a forward pass at that activation, and with all of them active.
+    parameters
+        Number of weights.
+    steps, best_step
+        Optimiser steps taken in all, and until the best weights.
+    seconds
+        Wall-clock seconds of training, of every attempt together.
+    """
+
+    validation: Mapping[str, float]
+    test: Mapping[str, float]
+    activation: tuple[tuple[float, ...], ...]
+    flops_per_step: float
+    dense_flops_per_step: float
+    parameters: int
+    steps: int
+    best_step: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial as it stands: what it is, how far it came, and what came of it.
+
+    Parameters
+    ----------
+    trial
+        What it is.
+    status
+        ``pending`` before its first report; ``running`` also after its driver died.
+    step
+        Optimiser steps reported.
+    checkpoint
+        Folder of its latest checkpoint, relative to the study folder.
+    result
+        Figures, once finished.
+    reason, traceback
+        Why it failed, once failed: one line, and where in the code when it threw.
+    """
+
+    trial: Trial
+    status: Literal["pending", "running", "finished", "failed"] = "pending"
+    step: int = 0
+    checkpoint: str | None = None
+    result: TrialResult | None = None
+    reason: str | None = None
+    traceback: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in ("finished", "failed")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read the JSON form."""
+        values = dict(content)
+        values["trial"] = Trial.from_dict(values["trial"])
+        if values["result"] is not None:
+            rates = tuple(tuple(layer) for layer in values["result"]["activation"])
+            values["result"] = TrialResult(**{**values["result"], "activation": rates})
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Live figures of a running trial.
+
+    Parameters
+    ----------
+    step
+        Optimiser step.
+    metrics
+        train_loss, tokens_per_second; validation_loss and activation_rate where measured.
+    """
+
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Told, in the driver, of every change of a trial."""
+
+    def update(self, record: TrialRecord, report: Report | None) -> None:
+        """Take note of a trial as it stands now, and of the figures that it just reported."""
+        ...

@@ -1,0 +1,242 @@
+"""From a study to its trials: every combination once, each with the same budget.
+
+An **arm** is one scientific value: a policy, at one activation rate if it learns towards one, with
+one pool. A **trial** is an arm with one choice of nuisance values and one seed.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, cast
+
+from sma_core.config import (
+    AlwaysConfig,
+    HeadConfig,
+    InputConfig,
+    ModelConfig,
+    NeverConfig,
+    PeriodicConfig,
+    RandomConfig,
+    config_from_dict,
+    config_to_dict,
+)
+from sma_core.errors import ConfigError
+from sma_core.files import digest_of
+from sma_core.training import TrainingConfig
+from sma_eval.errors import FieldError
+from sma_eval.study import SelectiveCopying, Study
+
+# Their rate follows from their fields: there is nothing to train towards a target.
+FIXED_POLICIES = (AlwaysConfig, NeverConfig, PeriodicConfig, RandomConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One scientific value.
+
+    Parameters
+    ----------
+    policy, pool
+        What people call its policy, without the target, and its pool.
+    label
+        What people call the arm; different for every arm of a study.
+    model
+        The model, whole, in plain form.
+    target_rate
+        Activation rate that training steers towards; None where the policy decides by itself.
+    """
+
+    policy: str
+    pool: str
+    label: str
+    model: Mapping[str, Any]
+    target_rate: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training run.
+
+    Parameters
+    ----------
+    id
+        Hash of task, model and training: the same in every study that holds this very trial.
+    arm
+        Label of its arm.
+    policy, pool, target_rate
+        Of its arm.
+    nuisance
+        The nuisance values it tries, by field.
+    seed
+        Of initialisation and of the order of the data.
+    model, training
+        Configurations, whole, in plain form.
+    """
+
+    id: str
+    arm: str
+    policy: str
+    pool: str
+    target_rate: float | None
+    seed: int
+    nuisance: Mapping[str, int | float] = field(default_factory=dict)
+    model: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """What people call it; different for every trial of a study."""
+        return " ".join(filter(None, [self.arm, self.nuisance_label, f"seed={self.seed}"]))
+
+    @property
+    def nuisance_label(self) -> str:
+        """Its nuisance values as text; empty when there are none."""
+        return " ".join(f"{name}={value}" for name, value in self.nuisance.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read the JSON form."""
+        return cls(**content)
+
+
+def expand(study: Study, inputs: InputConfig, head: HeadConfig) -> tuple[Trial, ...]:
+    """List the trials of a study, the seeds outermost: half a study already compares all arms.
+
+    Parameters
+    ----------
+    study
+        The study.
+    inputs, head
+        What the task's data set holds and what is learned from it.
+
+    Raises
+    ------
+    FieldError
+        A field of a model, policy, sub-module or training is unknown or out of range, or two arms
+        are the same; the message names the place in the study file.
+    """
+    arms = list_arms(study, inputs, head)
+    choices = [
+        dict(zip(study.nuisance, values, strict=True))
+        for values in itertools.product(*study.nuisance.values())
+    ]
+    return tuple(
+        _trial(study, arm, nuisance, seed)
+        for seed in study.seeds
+        for arm in arms
+        for nuisance in choices
+    )
+
+
+def list_arms(study: Study, inputs: InputConfig, head: HeadConfig) -> list[Arm]:
+    """List every policy at each of its rates with every pool; the errors are those of `expand`."""
+    arms: dict[str, Arm] = {}
+    for (i, policy), (j, pool) in itertools.product(
+        enumerate(study.scientific.policy), enumerate(study.scientific.pool)
+    ):
+        model = _model(study, inputs, head, i, j)
+        if policy.target_rate and isinstance(model.policy, FIXED_POLICIES):
+            raise FieldError(
+                f"scientific.policy[{i}].target_rate: policy {policy.kind!r} does not learn, its "
+                "own fields set its rate; leave the target out"
+            )
+        plain = config_to_dict(model)
+        for rate in policy.target_rate or (None,):
+            named = {
+                "policy": _label({"kind": policy.kind, **policy.fields}),
+                "pool": " + ".join(_label(member) for member in pool),
+            }
+            label = named["policy"] + ("" if rate is None else f" @ {rate}")
+            if len(study.scientific.pool) > 1:
+                label += " | " + named["pool"]
+            arm = Arm(**named, label=label, model=plain, target_rate=rate)
+            # Written differently they may still be the same, when a field states its default.
+            other = arms.setdefault(digest_of({"model": plain, "target_rate": rate}), arm)
+            if other is not arm:
+                raise FieldError(
+                    f"scientific: arms {other.label!r} and {label!r} are the same; keep one"
+                )
+    return list(arms.values())
+
+
+def _model(study: Study, inputs: InputConfig, head: HeadConfig, i: int, j: int) -> ModelConfig:
+    policy = study.scientific.policy[i]
+    plain = {
+        **study.model,
+        "architecture": ModelConfig.architecture,
+        "inputs": config_to_dict(inputs),
+        "head": config_to_dict(head),
+        "policy": {"kind": policy.kind, **policy.fields},
+        "pool": list(study.scientific.pool[j]),
+    }
+    try:
+        return cast(ModelConfig, config_from_dict(plain))
+    except ConfigError as error:
+        raise FieldError(_place(str(error), i, j)) from error
+
+
+def _place(message: str, i: int, j: int) -> str:
+    """Say the configuration's path as the path in the study file."""
+    for prefix, place in (
+        ("policy", f"scientific.policy[{i}]"),
+        ("pool", f"scientific.pool[{j}]"),
+    ):
+        if message.startswith(prefix):
+            return place + message.removeprefix(prefix)
+    return f"model.{message}"
+
+
+def _trial(study: Study, arm: Arm, nuisance: Mapping[str, int | float], seed: int) -> Trial:
+    values = {**study.training, **nuisance, "seed": seed, "target_rate": arm.target_rate}
+    whole = study.task.steps if isinstance(study.task, SelectiveCopying) else 1
+    if isinstance(study.task, SelectiveCopying):
+        values.setdefault("window", whole)
+    known = [f.name for f in dataclasses.fields(TrainingConfig)]
+    for name in values:
+        if name not in known:
+            table = "nuisance" if name in nuisance else "training"
+            raise FieldError(
+                f"{table}.{name}: unknown field; the known ones are {', '.join(known)}"
+            )
+    try:
+        training = dataclasses.asdict(TrainingConfig(**values))
+    except ConfigError as error:
+        named = str(error).partition(":")[0]
+        table = "nuisance" if named in nuisance else "training"
+        raise FieldError(f"{table}.{error}") from error
+    # A window that cuts a sequence would ask for tokens that the model never saw.
+    if training["window"] < whole:
+        raise FieldError(
+            f"training.window: a sequence of the task has {whole} steps; "
+            "leave the window out, or give at least as many"
+        )
+    content = {
+        "task": study.task.model_dump(mode="json"),
+        "model": arm.model,
+        "training": training,
+    }
+    return Trial(
+        id=digest_of(content)[:12],
+        arm=arm.label,
+        policy=arm.policy,
+        pool=arm.pool,
+        target_rate=arm.target_rate,
+        nuisance=dict(nuisance),
+        seed=seed,
+        model=arm.model,
+        training=training,
+    )
+
+
+def _label(member: Mapping[str, Any]) -> str:
+    fields = ", ".join(_pairs(member))
+    return f"{member['kind']}({fields})" if fields else str(member["kind"])
+
+
+def _pairs(member: Mapping[str, Any]) -> Iterator[str]:
+    return (f"{name}={value}" for name, value in member.items() if name != "kind")

@@ -1,0 +1,320 @@
+"""The study file: what is compared, what is tuned on the way, and what is held fixed.
+
+`load_study` reads a TOML file into frozen models. Parameters have one of three roles, after the
+Deep Learning Tuning Playbook (google-research/tuning_playbook): **scientific** ones are compared,
+**nuisance** ones are tuned for each scientific value so that the comparison is fair, **fixed** ones
+are the same everywhere. `Study.digest` is the fingerprint of everything that decides a figure.
+"""
+
+import json
+import math
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from sma_core.files import digest_of
+from sma_eval.errors import FieldError
+
+# What a study decides elsewhere cannot be set a second time in a table of fixed values.
+_MODEL_ELSEWHERE = {
+    "architecture": "it is always the sparse modular model",
+    "inputs": "the task decides it",
+    "head": "the task decides it",
+    "policy": "list it in scientific.policy",
+    "pool": "list it in scientific.pool",
+}
+_TRAINING_ELSEWHERE = {
+    "seed": "list it in seeds",
+    "target_rate": "give it with a policy in scientific.policy",
+}
+# Tuning one of these would give one arm more data or compute than another, or another metric.
+_BUDGET = ("max_steps", "batch_size", "window", "evaluate_every", "evaluate_batches", "patience")
+_MODES = {"loss": "min", "accuracy": "max"}
+MAX_TRIALS = 10_000
+
+
+class Section(BaseModel):
+    """A table of the study: frozen, and strict about names and types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _a_choice(values: Sequence[Any]) -> Sequence[Any]:
+    if not values:
+        raise ValueError("at least one entry is needed")
+    if len(values) > MAX_TRIALS:
+        raise ValueError(f"{len(values)} entries; a study has at most {MAX_TRIALS} trials")
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{value!r} is listed twice")
+    return values
+
+
+# Random generators take their seeds in 64 bits, and training spreads one over many steps.
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+Rates = Annotated[
+    tuple[Rate, ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list | tuple) else (value,)),
+    AfterValidator(_a_choice),
+]
+
+
+Sequences = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class SelectiveCopying(Section):
+    """Copy scattered tokens in order, past noise: needs memory that chooses what to keep.
+
+    After "selective copying" of Gu & Dao, arXiv 2312.00752, section 3.1.
+    """
+
+    kind: Literal["selective_copying"]
+    length: Annotated[int, Field(ge=1, le=65_536)] = 48
+    """Steps over which the tokens are scattered."""
+    tokens: Annotated[int, Field(ge=1, le=65_536)] = 4
+    """Tokens to remember, and steps at the end that ask for them."""
+    vocabulary: Annotated[int, Field(ge=2, le=4096)] = 8
+    """Number of different tokens; chance accuracy is one over it."""
+    train_sequences: Sequences = 2048
+    validation_sequences: Sequences = 256
+    test_sequences: Sequences = 512
+    seed: Seed = 0
+    """Of the data; the seeds of the trials do not change it."""
+
+    @model_validator(mode="after")
+    def _tokens_fit(self) -> Self:
+        if self.tokens > self.length:
+            raise ValueError(f"{self.tokens} tokens do not fit into length {self.length}")
+        return self
+
+    @property
+    def test(self) -> str:
+        """Split that the table speaks of."""
+        return "test"
+
+    @property
+    def steps(self) -> int:
+        """Steps of one sequence: the part to read and the part that answers."""
+        return self.length + self.tokens
+
+
+class Prepared(Section):
+    """A prepared data set, as ``sma-pilot`` or a `sma_core.DatasetWriter` leaves it."""
+
+    kind: Literal["prepared"]
+    dataset: Annotated[str, Field(min_length=1)]
+    """Its folder, relative to the data folder."""
+    head: Literal["forecast", "step_classification", "sequence_classification"]
+    """What is learned from it."""
+    test: Annotated[str, Field(min_length=1)] | None = None
+    """Split that the table speaks of. None: validation, which also chose; a pilot's judged rows
+    then stay unseen by every study before it."""
+
+
+Task = Annotated[SelectiveCopying | Prepared, Field(discriminator="kind")]
+
+
+class PolicyEntry(BaseModel):
+    """One routing policy: its kind, its fields, and the activation rates it is trained towards."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    kind: str
+    target_rate: Rates | None = None
+    """Learned policies only; each rate is an arm of its own."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of the policy's configuration, as they stand in the file."""
+        return dict(self.model_extra or {})
+
+
+class Scientific(Section):
+    """What is compared: every policy, at each of its rates, with every pool."""
+
+    policy: Annotated[tuple[PolicyEntry, ...], AfterValidator(_a_choice)]
+    """The first is the one that the others are compared with."""
+    pool: Annotated[
+        tuple[Annotated[tuple[dict[str, Any], ...], Field(min_length=1)], ...],
+        AfterValidator(_a_choice),
+    ] = (({"kind": "gated_attention"},),)
+    """Each entry is a list of sub-modules."""
+
+
+class Objective(Section):
+    """The figure that chooses among nuisance values (on validation) and fills the table."""
+
+    metric: Literal["loss", "accuracy"]
+    mode: Literal["min", "max"]
+
+    @model_validator(mode="after")
+    def _mode_fits_metric(self) -> Self:
+        if self.mode != _MODES[self.metric]:
+            raise ValueError(
+                f"mode: {self.metric} is better when it is "
+                f"{'smaller' if self.mode == 'max' else 'larger'}: "
+                f"write mode = {_MODES[self.metric]!r}"
+            )
+        return self
+
+
+class Resources(Section):
+    """What one trial takes from the machine or cluster, and how trials share it."""
+
+    cpus: Annotated[float, Field(gt=0.0)] = 1.0
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """Below 1 several trials share a GPU."""
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Trials at once; None: as many as fit."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """How often a trial whose machine or process died starts again from its checkpoint. A trial
+    that throws fails at once: it would throw again."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        if self.gpus > 1.0 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus: a share of one GPU or a whole number, not {self.gpus}")
+        return self
+
+
+class Study(Section):
+    """A whole study, decided beforehand."""
+
+    version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    description: str = ""
+    task: Task
+    model: dict[str, Any] = {}
+    """Fixed fields of `sma_core.ModelConfig`."""
+    training: dict[str, Any]
+    """Fixed fields of `sma_core.TrainingConfig`; ``max_steps`` is every arm's budget."""
+    scientific: Scientific
+    nuisance: dict[str, Annotated[tuple[int | float, ...], AfterValidator(_a_choice)]] = {}
+    """Fields of `sma_core.TrainingConfig` with the values tried; the best stands for its arm."""
+    seeds: Annotated[tuple[Seed, ...], AfterValidator(_a_choice)]
+    objective: Objective
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _each_field_has_one_place(self) -> Self:
+        _refuse(self.model, _MODEL_ELSEWHERE, "model")
+        _refuse(self.training, _TRAINING_ELSEWHERE, "training")
+        _refuse(self.nuisance, _TRAINING_ELSEWHERE, "nuisance")
+        if "max_steps" not in self.training:
+            raise ValueError("training.max_steps: missing; it is the equal budget of every arm")
+        for name in self.nuisance:
+            if name in _BUDGET:
+                raise ValueError(
+                    f"nuisance.{name}: part of the budget, which is equal for every "
+                    "arm; set it in [training]"
+                )
+            if name in self.training:
+                raise ValueError(f"nuisance.{name}: also fixed in [training]; keep one of the two")
+        if self.objective.metric == "accuracy" and self._head == "forecast":
+            raise ValueError("objective.metric: a forecast has no accuracy; write metric = 'loss'")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_listed(self) -> Self:
+        arms = sum(len(policy.target_rate or (None,)) for policy in self.scientific.policy)
+        factors = {
+            "policies and rates": arms,
+            "pools": len(self.scientific.pool),
+            **{f"values of nuisance.{name}": len(tried) for name, tried in self.nuisance.items()},
+            "seeds": len(self.seeds),
+        }
+        if (trials := math.prod(factors.values())) > MAX_TRIALS:
+            product = " x ".join(f"{number} {name}" for name, number in factors.items())
+            raise ValueError(
+                f"{product} are {trials} trials; a study has at most {MAX_TRIALS}: try fewer values"
+            )
+        return self
+
+    @property
+    def _head(self) -> str:
+        return self.task.head if isinstance(self.task, Prepared) else "step_classification"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides a figure; description and resources do not."""
+        content = self.model_dump(mode="json", exclude={"description", "resources"})
+        return digest_of(content)
+
+
+def parse_study(text: str, where: str) -> Study:
+    """Read a study from TOML text; `where` names it in errors.
+
+    Raises
+    ------
+    FieldError
+        When the text is no TOML or a field is missing, unknown or out of range; each line names
+        the field.
+    """
+    try:
+        content = tomllib.loads(text)
+        _require_json(content, "", where)
+        # Through JSON: there a list is the only sequence, so that strict models take it for tuples.
+        return Study.model_validate_json(json.dumps(content))
+    except FieldError:
+        raise
+    except ValidationError as error:
+        # By place: each branch of `int | float` complains about the same value.
+        lines = dict(_describe(problem) for problem in error.errors(include_url=False))
+        text = "\n".join(f"{where}: {place}{message}" for place, message in lines.items())
+        raise FieldError(text) from error
+    # A number of thousands of digits or brackets without end are no TOMLDecodeError.
+    except (ValueError, RecursionError) as error:
+        raise FieldError(f"{where}: not valid TOML: {error}") from error
+
+
+def load_study(path: Path) -> Study:
+    """Read the study file at `path`; see `parse_study` for the errors."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FieldError(f"{path}: cannot read the study: {error}") from error
+    return parse_study(text, str(path))
+
+
+def _refuse(table: dict[str, Any], elsewhere: dict[str, str], name: str) -> None:
+    for field, reason in elsewhere.items():
+        if field in table:
+            raise ValueError(f"{name}.{field}: cannot be set here: {reason}")
+
+
+def _describe(problem: Any) -> tuple[str, str]:
+    # A union's branches leave their tags in the location; a user knows fields only.
+    tags = {"selective_copying", "prepared", "int", "float"}
+    parts = [part for part in problem["loc"] if part not in tags]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message.replace("Extra inputs are not permitted", "unknown field")
+    return (f"{place.removeprefix('.')}: " if place else "", message)
+
+
+def _require_json(value: Any, place: str, where: str) -> None:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _require_json(item, f"{place}.{name}", where)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _require_json(item, f"{place}[{i}]", where)
+    elif not isinstance(value, str | int | float) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise FieldError(
+            f"{where}: {place.removeprefix('.')}: must be text, a finite number, true or false, "
+            f"not {value}"
+        )

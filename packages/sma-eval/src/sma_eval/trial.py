@@ -1,0 +1,140 @@
+"""One trial: train, measure the best weights on the test split, count their cost. No Ray here."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sma_core.checkpoint import load_checkpoint
+from sma_core.config import config_from_dict
+from sma_core.costs import dense_step_flops, parameter_count, step_flops
+from sma_core.dataset import PreparedDataset, WindowSampler
+from sma_core.model import SequenceModel
+from sma_core.objectives import activation_rates
+from sma_core.training import TrainingConfig, evaluate, fit
+from sma_core.training_state import Progress
+from sma_eval.records import Report, TrialResult
+from sma_eval.space import Trial
+
+OnReport = Callable[[Report, Path | None], None]
+"""Takes a report, and the trial's folder when it holds a state to go on from."""
+
+
+def run_trial(
+    trial: Trial,
+    dataset: Path,
+    folder: Path,
+    *,
+    test_split: str,
+    device: str = "cpu",
+    provenance: Mapping[str, Any],
+    report: OnReport,
+) -> TrialResult:
+    """Run a trial to its end, from wherever `folder` says that it stopped.
+
+    Parameters
+    ----------
+    trial
+        What to train.
+    dataset
+        Folder of the prepared data set.
+    folder
+        The trial's own: gets the state of training while it lasts, then the checkpoint.
+    test_split
+        Split that the result's test figures are of.
+    device
+        Where to train.
+    provenance
+        Kept in the checkpoint's card, with the environment that the trial ran in.
+    report
+        Called at every evaluation and whenever the state was saved.
+
+    Returns
+    -------
+    TrialResult
+        Figures of the best weights by validation.
+    """
+    config = config_from_dict(trial.model)
+    training = TrainingConfig(**trial.training)
+    data = PreparedDataset.open(dataset)
+
+    def on_progress(progress: Progress) -> None:
+        saved = progress.step % training.checkpoint_every == 0
+        if saved or progress.validation_loss is not None:
+            report(_report(progress), folder if saved else None)
+
+    fitted = fit(
+        config, data, training, folder,
+        on_progress=on_progress, device=device, provenance={**provenance, **environment()},
+    )  # fmt: skip
+    model = load_checkpoint(fitted.checkpoint, device).model
+    sampler = WindowSampler(
+        data.split(test_split),
+        config.head.kind,
+        window=training.window,
+        batch_size=training.batch_size,
+        seed=0,  # the same windows for every seed
+    )
+    whole = dataclasses.replace(training, evaluate_batches=sampler.batches_per_epoch)
+    activation = measure_activation(model, sampler, device)
+    return TrialResult(
+        validation=fitted.validation_metrics,
+        test=evaluate(model, sampler, whole, device=device),
+        activation=activation,
+        flops_per_step=step_flops(config, activation),
+        dense_flops_per_step=dense_step_flops(config),
+        parameters=parameter_count(model),
+        steps=fitted.steps,
+        best_step=fitted.best_step,
+        seconds=fitted.seconds,
+    )
+
+
+@torch.no_grad()
+def measure_activation(
+    model: SequenceModel, sampler: WindowSampler, device: str = "cpu"
+) -> tuple[tuple[float, ...], ...]:
+    """Measure the share of steps that ran each sub-module, over one epoch of `sampler`.
+
+    Returns
+    -------
+    tuple
+        [layers][sub-modules].
+    """
+    model.eval()
+    total, steps = torch.zeros(()), 0
+    for index in range(sampler.batches_per_epoch):
+        inputs = sampler.batch(index).inputs.to(device)
+        rates = activation_rates(model(inputs).decisions, inputs.valid).double().cpu()
+        count = inputs.batch * inputs.steps if inputs.valid is None else int(inputs.valid.sum())
+        total = total + rates * count
+        steps += count
+    return tuple(tuple(layer) for layer in (total / steps).tolist())
+
+
+def environment() -> dict[str, Any]:
+    """Say what a trial runs on: versions and processor, nothing that names the machine."""
+    return {
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "sma_core": importlib.metadata.version("sma-core"),
+            "machine": platform.machine(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        }
+    }
+
+
+def _report(progress: Progress) -> Report:
+    figures = {
+        "train_loss": progress.train_loss,
+        "validation_loss": progress.validation_loss,
+        "activation_rate": progress.activation_rate,
+        "tokens_per_second": progress.tokens_per_second,
+    }
+    measured = {name: value for name, value in figures.items() if value is not None}
+    return Report(step=progress.step, metrics=measured)
