@@ -79,11 +79,22 @@ def _balance_routers(model: SMAModel) -> None:
     for i, layer in enumerate(model.layers):
         margin = model(inputs).decisions[i].margin
         if margin is not None:
-            # Between two steps and not at one, so that rounding flips no decision.
-            ordered = margin[inputs.valid].sort(0).values
-            half = len(ordered) // 2
-            middle = (ordered[half - 1] + ordered[half]) / 2
+            middle = _middle(margin[inputs.valid])
             layer.project.bias[1 : 2 * len(model.config.pool) : 2] -= middle  # type: ignore
+        predictor = getattr(layer.policy, "predictor", None)
+        if predictor is not None:  # it decides in place of the router
+            seen: list[Tensor] = []
+            hook = predictor.register_forward_hook(lambda m, x, out, seen=seen: seen.append(out))
+            model(inputs)
+            hook.remove()
+            predictor.bias -= _middle(seen[0][inputs.valid])
+
+
+def _middle(margin: Tensor) -> Tensor:
+    """Between two steps and not at one, so that rounding flips no decision."""
+    ordered = margin.sort(0).values
+    half = len(ordered) // 2
+    return (ordered[half - 1] + ordered[half]) / 2
 
 
 def random_inputs(

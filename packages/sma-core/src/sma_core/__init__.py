@@ -7,6 +7,7 @@ step at a time:
 """
 
 from sma_core.baselines import TransformerModel, dense_twin
+from sma_core.block import SMABlock
 from sma_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sma_core.config import (
     AlwaysConfig,
@@ -51,15 +52,29 @@ from sma_core.model import (
     build_model,
     register_architecture,
 )
-from sma_core.routing import Policy, RoutingDecision, register_policy
+from sma_core.policy_configs import (
+    BudgetConfig,
+    GumbelConfig,
+    SigmoidConfig,
+    TemperatureConfig,
+    TopKConfig,
+)
+from sma_core.routing import Policy, RouterInputs, RoutingDecision, register_policy
+from sma_core.submodule_configs import (
+    ActiveEMAConfig,
+    FullAttentionConfig,
+    LocalConvolutionConfig,
+)
 from sma_core.submodules import RowwiseSubModule, SubModule, register_submodule
 from sma_core.trace import RoutingTrace, routing_trace
 from sma_core.training import FitResult, Progress, TrainingConfig, fit
 
 __all__ = [
+    "ActiveEMAConfig",
     "AlwaysConfig",
     "ArchitectureConfig",
     "Batch",
+    "BudgetConfig",
     "CategoricalChannel",
     "Checkpoint",
     "CheckpointError",
@@ -67,10 +82,13 @@ __all__ = [
     "DatasetError",
     "DatasetWriter",
     "FitResult",
+    "FullAttentionConfig",
     "GatedAttentionConfig",
+    "GumbelConfig",
     "HeadConfig",
     "InputConfig",
     "Inputs",
+    "LocalConvolutionConfig",
     "ModelConfig",
     "NeverConfig",
     "NumericChannel",
@@ -81,19 +99,24 @@ __all__ = [
     "PreparedDataset",
     "Progress",
     "RandomConfig",
+    "RouterInputs",
     "RoutingDecision",
     "RoutingTrace",
     "RowwiseSubModule",
+    "SMABlock",
     "SMAError",
     "SMAModel",
     "SequenceModel",
     "ShapeError",
+    "SigmoidConfig",
     "State",
     "StreamingError",
     "SubModule",
     "SubModuleConfig",
     "SwiGLUConfig",
+    "TemperatureConfig",
     "TemperedSoftmaxConfig",
+    "TopKConfig",
     "TrainingConfig",
     "TrainingError",
     "TransformerConfig",

@@ -17,12 +17,14 @@ from sma_core.config_checks import (
     check_instance,
     check_integer,
     check_number,
+    check_shares,
 )
 from sma_core.errors import ConfigError
 
 HeadKind = Literal["forecast", "step_classification", "sequence_classification"]
 Score = Literal["softmax", "relu2"]
 Position = Literal["rotary", "simple", "local"]
+Norm = Literal["layer", "batch", "scale"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,12 +262,18 @@ class ModelConfig(ArchitectureConfig):
     prenorm
         Normalise the input of a layer rather than its output. Without it the first layer reads
         the channels as they are: they must be standardised.
+    norm
+        ``layer``, ``batch`` (running averages in evaluation) or ``scale`` (one gain in all).
     dropout
         Probability in [0, 1).
     ema
         ``chunked`` matrix products or ``fft``; the same numbers.
     dispatch
-        Layout of the active rows, ``packed`` or ``padded``; the same numbers.
+        Layout of the active rows, ``packed`` or ``padded``; the same numbers. ``capacity``: so
+        many slots a sequence, known beforehand; where more rows are active the surest run.
+    capacity
+        Slots as a share in (0, 1] of the steps, for all sub-modules or for each; the layout
+        ``capacity`` alone reads it.
     """
 
     architecture: ClassVar[str] = "sma"
@@ -275,8 +283,10 @@ class ModelConfig(ArchitectureConfig):
     pool: tuple[SubModuleConfig, ...] = field(default_factory=lambda: (GatedAttentionConfig(),))
     bidirectional: bool = False
     prenorm: bool = True
+    norm: Norm = "layer"
     ema: Literal["chunked", "fft"] = "chunked"
-    dispatch: Literal["packed", "padded"] = "packed"
+    dispatch: Literal["packed", "padded", "capacity"] = "packed"
+    capacity: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -290,13 +300,21 @@ class ModelConfig(ArchitectureConfig):
                 raise ConfigError(f"pool[{i}]: must be a SubModuleConfig, not {member!r}")
         for name in ("bidirectional", "prenorm"):
             check_flag(self, name)
+        check_choice(self, "norm", Norm)
         check_choice(self, "ema", Literal["chunked", "fft"])
-        check_choice(self, "dispatch", Literal["packed", "padded"])
+        check_choice(self, "dispatch", Literal["packed", "padded", "capacity"])
+        check_shares(self, "capacity", len(self.pool))
 
     @property
     def causal(self) -> bool:
         """Whether a step sees nothing after itself, so that the model can run in a stream."""
         return not self.bidirectional
+
+    @property
+    def capacity_shares(self) -> tuple[float, ...]:
+        """Capacity of each member of the pool."""
+        each = self.capacity
+        return each if isinstance(each, tuple) else (each,) * len(self.pool)
 
 
 @dataclass(frozen=True, kw_only=True)

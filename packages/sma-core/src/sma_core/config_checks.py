@@ -28,6 +28,23 @@ def check_number(config: Any, name: str, low: float, high: float, *, bounds: str
     object.__setattr__(config, name, float(value))
 
 
+def check_shares(config: Any, name: str, count: int) -> None:
+    """Check one share in (0, 1], or a list of `count` of them; it becomes a float or a tuple."""
+    value = getattr(config, name)
+    listed = isinstance(value, list | tuple)
+    shares = tuple(value) if listed else (value,)
+    for i, share in enumerate(shares):
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            field = f"{name}[{i}]" if listed else name
+            raise ConfigError(f"{field}: must be a number in (0, 1], not {share!r}")
+    if listed and len(shares) != count:
+        raise ConfigError(
+            f"{name}: needs one share or {count}, one a sub-module, got {len(shares)}"
+        )
+    floats = tuple(float(share) for share in shares)
+    object.__setattr__(config, name, floats if listed else floats[0])
+
+
 def check_choice(config: Any, name: str, literal: Any) -> None:
     """Check a word against the values of a ``Literal``."""
     value = getattr(config, name)

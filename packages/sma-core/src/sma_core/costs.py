@@ -22,6 +22,12 @@ from sma_core.config import (
 )
 from sma_core.errors import ConfigError
 from sma_core.model import build_model
+from sma_core.routing import policy_class
+from sma_core.submodule_configs import (
+    ActiveEMAConfig,
+    FullAttentionConfig,
+    LocalConvolutionConfig,
+)
 
 Rates = Sequence[Sequence[float]]
 
@@ -69,7 +75,9 @@ def product_flops(config: ArchitectureConfig, activation: Rates = ()) -> float:
 
 
 def _layer_flops(config: ModelConfig, rates: Sequence[float]) -> float:
-    always = 2 * config.width * (2 * len(config.pool) + config.width)
+    pool = len(config.pool)
+    always = 2 * config.width * (2 * pool + config.width)
+    always += policy_class(config.policy).flops(config.policy, width=config.width, pool=pool)
     return always + sum(
         rate * submodule_flops(member, config.width, config.causal)
         for rate, member in zip(rates, config.pool, strict=True)
@@ -104,6 +112,25 @@ def _(config: GatedAttentionConfig, width: int, causal: bool) -> int:
 @submodule_flops.register
 def _(config: SwiGLUConfig, width: int, causal: bool) -> int:
     return 2 * 3 * width * config.hidden_width
+
+
+@submodule_flops.register
+def _(config: LocalConvolutionConfig, width: int, causal: bool) -> int:
+    taps = config.kernel_size if causal else 2 * config.kernel_size - 1
+    return 2 * width * (taps + width)
+
+
+@submodule_flops.register
+def _(config: FullAttentionConfig, width: int, causal: bool) -> int:
+    inner = config.heads * config.head_width
+    seen = config.max_rows if causal else 2 * config.max_rows - 1
+    return 2 * (4 * width * inner + 2 * seen * inner)
+
+
+@submodule_flops.register
+def _(config: ActiveEMAConfig, width: int, causal: bool) -> int:
+    directions = 1 if causal else 2
+    return width * (directions * 5 * config.states + 2) + 2 * width * width
 
 
 def _recurrence_flops(config: ArchitectureConfig) -> float:

@@ -4,11 +4,14 @@ A layout decides where the rows lie. Sub-modules see rows and their `Rows`, neve
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,8 @@ class Rows:
         Time index of each row in its sequence.
     start, count
         First row, and number of active rows, of each sequence.
+    longest
+        Largest count, or a bound of it, known to the host.
     padding
         Rows that hold zeros and whose result is dropped; None when there are none.
     """
@@ -31,6 +36,7 @@ class Rows:
     position: Int[Tensor, "R"]
     start: Int[Tensor, "B"]
     count: Int[Tensor, "B"]
+    longest: int
     padding: Bool[Tensor, "R"] | None = None
 
     @property
@@ -39,6 +45,24 @@ class Rows:
         if self.padding is None:
             return self.sequence
         return self.sequence + self.padding * self.start.shape[0]
+
+    @property
+    def place(self) -> Int[Tensor, "R"]:
+        """Number of each row in its sequence, from 0."""
+        row = torch.arange(self.sequence.shape[0], device=self.sequence.device)
+        return row - self.start.index_select(0, self.sequence)
+
+    def by_sequence(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "B N D"]:
+        """Lay out rows sequence by sequence, zeros behind each; N is `longest`, but at least 1."""
+        batch, steps = self.start.shape[0], max(1, self.longest)
+        slot = self.sequence * steps + self.place
+        empty = x.new_zeros(batch * steps, x.shape[1])
+        return empty.index_copy(0, slot, x).view(batch, steps, x.shape[1])
+
+    def end_to_end(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "R D"]:
+        """Inverse of `by_sequence`."""
+        slot = self.sequence * x.shape[1] + self.place
+        return x.flatten(0, 1).index_select(0, slot)
 
 
 class Dispatch(ABC):
@@ -50,30 +74,37 @@ class Dispatch(ABC):
         Steps at which the sub-module runs.
     position
         Time index of each step.
-    size
-        What the layout has to know on the host (see `plan`).
+    total, longest
+        Number of active steps, and the largest number of them in a sequence, as the host knows
+        them.
     """
 
     rows: Rows
 
     def __init__(
-        self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], size: int
+        self,
+        active: Bool[Tensor, "B T"],
+        position: Int[Tensor, "B T"],
+        *,
+        total: int,
+        longest: int,
     ) -> None:
-        self.rows = self._arrange(active, position, size)
+        self.rows = self._arrange(active, position, total, longest)
 
     @classmethod
     def plan(cls, active: Bool[Tensor, "B T M"], position: Int[Tensor, "B T"]) -> list["Dispatch"]:
-        """One dispatch for each of M sub-modules, for one read by the host of M sizes."""
-        sizes = cls._sizes(active).tolist()
-        return [cls(active[..., m], position, size) for m, size in enumerate(sizes)]
-
-    @staticmethod
-    @abstractmethod
-    def _sizes(active: Bool[Tensor, "B T M"]) -> Int[Tensor, "M"]: ...
+        """One dispatch for each of M sub-modules, for one read by the host of 2 M sizes."""
+        count = active.sum(1)
+        longest = functional.pad(count, (0, 0, 0, 1)).amax(0)  # a batch may be empty
+        sizes = torch.stack((count.sum(0), longest), dim=1).tolist()
+        return [
+            cls(active[..., m], position, total=total, longest=longest)
+            for m, (total, longest) in enumerate(sizes)
+        ]
 
     @abstractmethod
     def _arrange(
-        self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], size: int
+        self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], total: int, longest: int
     ) -> Rows: ...
 
     @abstractmethod
@@ -88,22 +119,19 @@ class Dispatch(ABC):
 class PackedDispatch(Dispatch):
     """Rows of all sequences end to end, R = number of active steps, no padding."""
 
-    @staticmethod
-    def _sizes(active: Bool[Tensor, "B T M"]) -> Int[Tensor, "M"]:
-        return active.sum((0, 1))
-
     def _arrange(
-        self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], size: int
+        self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], total: int, longest: int
     ) -> Rows:
         self._shape = active.shape
         # The size is known, so this does not read from the device a second time.
-        self._index = torch.nonzero_static(active.flatten(), size=size).squeeze(1)
+        self._index = torch.nonzero_static(active.flatten(), size=total).squeeze(1)
         count = active.sum(1)
         return Rows(
             sequence=self._index // active.shape[1],
             position=position.flatten().index_select(0, self._index),
             start=count.cumsum(0) - count,
             count=count,
+            longest=longest,
         )
 
     def compress(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "R D"]:
@@ -123,23 +151,20 @@ class PaddedDispatch(Dispatch):
     sends every skipped step to slot 0, which is cut off; the gather back reads zero there.
     """
 
-    @staticmethod
-    def _sizes(active: Bool[Tensor, "B T M"]) -> Int[Tensor, "M"]:
-        return active.sum(1).amax(0)
-
     def _arrange(
-        self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], size: int
+        self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], total: int, longest: int
     ) -> Rows:
         self._slot = (active * active.cumsum(1)).unsqueeze(-1)
-        self._length = size
+        self._length = longest
         batch, count = active.shape[0], active.sum(1)
-        start = torch.arange(batch, device=active.device) * size
+        sequence = torch.arange(batch, device=active.device)
         return Rows(
-            sequence=torch.arange(batch, device=active.device).repeat_interleave(size),
+            sequence=sequence.unsqueeze(1).expand(-1, longest).flatten(),
             position=self.compress(position.unsqueeze(-1)).squeeze(-1),
-            start=start,
+            start=sequence * longest,
             count=count,
-            padding=(torch.arange(size, device=active.device) >= count[:, None]).flatten(),
+            longest=longest,
+            padding=(torch.arange(longest, device=active.device) >= count[:, None]).flatten(),
         )
 
     def compress(self, x: Float[Tensor, "B T D"] | Int[Tensor, "B T D"]) -> Tensor:
@@ -156,4 +181,59 @@ class PaddedDispatch(Dispatch):
         return slots.gather(1, self._slot.expand(-1, -1, width))
 
 
-DISPATCHES: dict[str, type[Dispatch]] = {"packed": PackedDispatch, "padded": PaddedDispatch}
+class CapacityDispatch(PaddedDispatch):
+    """Padded to a length that the shape of the batch alone decides: every size is static.
+
+    The host reads nothing from the device, so that a layer is one graph. What finds no slot must
+    be taken out before (`keep_surest`); unused slots are padding.
+    """
+
+    @classmethod
+    def plan(
+        cls,
+        active: Bool[Tensor, "B T M"],
+        position: Int[Tensor, "B T"],
+        slots: Sequence[int] | None = None,
+    ) -> list[Dispatch]:
+        """One dispatch for each of M sub-modules, of so many slots a sequence; None: T of each."""
+        batch, steps, pool = active.shape
+        return [
+            cls(active[..., m], position, total=batch * size, longest=size)
+            for m, size in enumerate(slots or [steps] * pool)
+        ]
+
+
+def capacity_slots(share: Fraction, steps: int) -> int:
+    """Slots of a sequence of T steps: its share, rounded up, and one at least.
+
+    In whole numbers: 0.1 of 30 steps is 3 of them, also where a traced graph does the division.
+    """
+    return max(1, -(-steps * share.numerator // share.denominator))
+
+
+def keep_surest(
+    active: Bool[Tensor, "B T M"], confidence: Float[Tensor, "B T M"], slots: Sequence[int]
+) -> Bool[Tensor, "B T M"]:
+    """Keep as many active steps of each sequence as it has slots: the surest, of equals the first.
+
+    Parameters
+    ----------
+    active
+        Steps at which each sub-module is to run.
+    confidence
+        How sure that is.
+    slots
+        Of each sub-module.
+    """
+    sureness = confidence.detach().masked_fill(~active, -1.0)
+    order = sureness.argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(active.shape[1], device=active.device)
+    fits = torch.stack([place < size for size in slots], dim=1)  # [T, M]
+    return active & torch.zeros_like(active).scatter(1, order, fits.expand_as(order))
+
+
+DISPATCHES: dict[str, type[Dispatch]] = {
+    "packed": PackedDispatch,
+    "padded": PaddedDispatch,
+    "capacity": CapacityDispatch,
+}

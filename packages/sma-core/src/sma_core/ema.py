@@ -186,7 +186,9 @@ def ema_chunked(
     entering = _scan(gained, log_q * size)  # [D, B, count, N]; one more with a state: the last
     emit = read.unsqueeze(-1) * powers[..., 1:]
     ys = torch.baddbmm(ys, entering[:, :, :count].flatten(1, 2), emit)
-    if ys.requires_grad:  # the gradient comes back as a transposed view: slow in products
+    # The gradient comes back as a transposed view: slow in products. Hooks do not trace, and a
+    # compiler lays out gradients itself.
+    if ys.requires_grad and not torch.compiler.is_compiling():
         ys.register_hook(_contiguous)
     y = ys.view(width, batch, count * size).permute(1, 2, 0)[:, :steps].contiguous()
     if state is None:

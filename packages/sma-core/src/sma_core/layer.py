@@ -3,7 +3,8 @@
 Ren et al., "Sparse Modular Activation for Efficient Sequence Modeling", arXiv 2306.11197.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sma_core.config import ModelConfig
-from sma_core.dispatch import DISPATCHES
+from sma_core.dispatch import DISPATCHES, CapacityDispatch, Dispatch, capacity_slots, keep_surest
 from sma_core.ema import MultiHeadEMA
-from sma_core.routing import RoutingDecision, build_policy
+from sma_core.norms import build_norm
+from sma_core.routing import RouterInputs, RoutingDecision, build_policy
 from sma_core.state import TensorState
 from sma_core.submodules import SubModule, build_submodule
 from sma_core.submodules.submodule import init_linear
@@ -22,10 +24,11 @@ from sma_core.submodules.submodule import init_linear
 
 @dataclass
 class LayerState(TensorState):
-    """State of one layer: the EMA's, and that of each sub-module that has one."""
+    """State of one layer: the EMA's, and that of each sub-module and policy that has one."""
 
     ema: Float[Tensor, "B D N"]
     pool: list[Any]
+    policy: Any = None
 
 
 class SMALayer(nn.Module):
@@ -46,7 +49,7 @@ class SMALayer(nn.Module):
         super().__init__()
         width, pool = config.width, len(config.pool)
         self.config = config
-        self.norm = nn.LayerNorm(width)
+        self.norm = build_norm(config.norm, width)
         self.ema = MultiHeadEMA(
             width, config.states, bidirectional=config.bidirectional, method=config.ema
         )
@@ -55,7 +58,7 @@ class SMALayer(nn.Module):
         self.pool = nn.ModuleList(
             build_submodule(member, width=width, causal=config.causal) for member in config.pool
         )
-        self.dispatch = DISPATCHES[config.dispatch]
+        self.shares = [Fraction(c).limit_denominator(10**6) for c in config.capacity_shares]
         init_linear(self.project)
 
     def forward(
@@ -78,17 +81,25 @@ class SMALayer(nn.Module):
         state
             To continue from and to update; None starts afresh and keeps nothing.
         """
-        y = self.norm(x) if self.config.prenorm else x
+        y = self.norm(x, valid) if self.config.prenorm else x
         lengths = None
         if valid is not None:
             y, lengths = y.where(valid.unsqueeze(-1), 0.0), valid.sum(1)
         y, final = self.ema(y, None if state is None else state.ema, lengths)
         y = self._dropout(functional.silu(y))
         logits, total = self._split(y)
-        decision = self.policy(logits, position)
+        router = RouterInputs(
+            logits=logits,
+            features=y,
+            position=position,
+            valid=valid,
+            training=self.training,
+            streaming=state is not None,
+        )
+        decision = self.policy.route(router, None if state is None else state.policy)
         if valid is not None:
             decision = decision.within(valid)
-        plan = self.dispatch.plan(decision.active, position)
+        decision, plan = self._plan(decision, position)
         for m, (submodule, dispatch) in enumerate(zip(self.submodules, plan, strict=True)):
             memory = None if state is None else state.pool[m]
             rows = submodule(dispatch.compress(y), dispatch.rows, memory)
@@ -98,7 +109,7 @@ class SMALayer(nn.Module):
             total = total + dispatch.extract(rows * confidence)
         if self.config.causal:
             total = self._dropout(total)
-        out = self._out(total, x)
+        out = self._out(total, x, valid)
         if state is not None:
             state.ema = final.detach()
         return out, decision
@@ -113,7 +124,13 @@ class SMALayer(nn.Module):
         y = self.norm(x) if self.config.prenorm else x
         y = functional.silu(self.ema.step(y, state.ema))
         logits, total = self._split(y)
-        decision = self.policy(logits.unsqueeze(1), position.unsqueeze(1))
+        router = RouterInputs(
+            logits=logits.unsqueeze(1),
+            features=y.unsqueeze(1),
+            position=position.unsqueeze(1),
+            streaming=True,
+        )
+        decision = self.policy.route(router, state.policy)
         for m, submodule in enumerate(self.submodules):
             runs, index = _running(decision.active[:, 0, m])
             if not runs:
@@ -132,6 +149,7 @@ class SMALayer(nn.Module):
         return LayerState(
             ema=self.ema.init_state(batch, device, dtype),
             pool=[member.init_state(batch, device, dtype) for member in self.submodules],
+            policy=self.policy.init_state(batch, device, dtype),
         )
 
     @property
@@ -145,13 +163,26 @@ class SMALayer(nn.Module):
         logits, dense = self.project(y).split((2 * pool, self.config.width), dim=-1)
         return logits.unflatten(-1, (pool, 2)), dense
 
-    def _out(self, total: Float[Tensor, "*B D"], x: Float[Tensor, "*B D"]) -> Tensor:
+    def _plan(
+        self, decision: RoutingDecision, position: Int[Tensor, "B T"]
+    ) -> tuple[RoutingDecision, list[Dispatch]]:
+        """Where the rows lie, and the decisions without those that found no slot."""
+        if self.config.dispatch != "capacity":
+            return decision, DISPATCHES[self.config.dispatch].plan(decision.active, position)
+        slots = [capacity_slots(share, position.shape[1]) for share in self.shares]
+        kept = keep_surest(decision.active, decision.surety, slots)
+        decision = replace(decision, active=kept, dropped=decision.active & ~kept)
+        return decision, CapacityDispatch.plan(kept, position, slots)
+
+    def _out(
+        self, total: Float[Tensor, "*B D"], x: Float[Tensor, "*B D"], valid: Tensor | None = None
+    ) -> Tensor:
         """Residual stream behind the layer, in the dtype of the weights.
 
         Confidences are float32 at least, so that sums with rows of a narrower model are too.
         """
         out = functional.silu(total + x).to(self.norm.weight.dtype)
-        return out if self.config.prenorm else self.norm(out)
+        return out if self.config.prenorm else self.norm(out, valid)
 
     def _dropout(self, x: Tensor) -> Tensor:
         if self.training and self.config.dropout:

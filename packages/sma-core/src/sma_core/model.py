@@ -13,6 +13,7 @@ from sma_core.embedding import Embedding, Head, masked_sum
 from sma_core.errors import ConfigError, ShapeError, StreamingError
 from sma_core.inputs import Inputs
 from sma_core.layer import SMALayer
+from sma_core.norms import build_norm
 from sma_core.routing.decision import RoutingDecision
 from sma_core.state import State
 
@@ -259,7 +260,7 @@ class SMAModel(SequenceModel):
         super().__init__(config)
         self.layers = nn.ModuleList(SMALayer(config, index) for index in range(config.layers))
         # Post-norm layers leave a normalised stream already.
-        self.norm = nn.LayerNorm(config.width) if config.prenorm else nn.Identity()
+        self.norm = build_norm(config.norm, config.width) if config.prenorm else None
 
     def encode(
         self,
@@ -273,7 +274,7 @@ class SMAModel(SequenceModel):
         for i, layer in enumerate(self.layers):
             x, decision = layer(x, position, valid, None if layers is None else layers[i])
             decisions.append(decision)
-        return self.norm(x), tuple(decisions)
+        return x if self.norm is None else self.norm(x, valid), tuple(decisions)
 
     def encode_step(
         self, x: Float[Tensor, "B D"], position: Int[Tensor, "B"], layers: list[Any]
@@ -283,7 +284,7 @@ class SMAModel(SequenceModel):
         for layer, state in zip(self.layers, layers, strict=True):
             x, decision = cast(SMALayer, layer).step(x, position, state)
             decisions.append(decision)
-        return self.norm(x), tuple(decisions)
+        return x if self.norm is None else self.norm(x), tuple(decisions)
 
     def init_layers(self, batch: int, device: torch.device, dtype: torch.dtype) -> list[Any]:
         """See `SequenceModel.init_layers`."""

@@ -1,7 +1,7 @@
-"""What training makes small: the loss of each task, and the term that steers activation rates."""
+"""What training makes small: the loss of each task, and the terms that regularise routing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 from sma_core.config import HeadConfig
 from sma_core.dataset import Batch
 from sma_core.routing.decision import RoutingDecision
+from sma_core.training_config import TrainingConfig
 
 # Telemetry has spikes of hundreds of standard deviations. A squared error would let a handful of
 # them decide every gradient, so the forecast loss is quadratic up to 1 and linear beyond, and a
@@ -123,10 +124,86 @@ def rate_loss(
     target_rate : float
         In [0, 1].
     """
-    excess = activation_rates(decisions, valid) - target_rate
+    # A policy that samples in training is steered by what it will do in evaluation.
+    settled = [d if d.noiseless is None else replace(d, active=d.noiseless) for d in decisions]
+    excess = activation_rates(settled, valid) - target_rate
     margins = torch.stack([decision.margin for decision in decisions])  # type: ignore[arg-type]
+    return (excess.detach() * _mean_over_steps(margins, valid)).sum()
+
+
+def z_loss(
+    decisions: Sequence[RoutingDecision], valid: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, ""]:
+    """Keep router logits small: squared log-sum-exp of each pair, mean over valid steps.
+
+    Summed over layers and sub-modules. Large logits saturate the confidence, which then has no
+    gradient, and lose their small differences in narrow dtypes. Zoph et al., "ST-MoE",
+    arXiv 2202.08906, eq. 5.
+
+    Parameters
+    ----------
+    decisions : sequence of RoutingDecision
+        One per layer, of a policy with logits.
+    valid : Tensor or None
+        Which steps are no padding.
+    """
+    logits = torch.stack([decision.logits for decision in decisions])  # type: ignore[arg-type]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _mean_over_steps(wide.logsumexp(-1).square(), valid).sum()
+
+
+def routing_entropy(
+    decisions: Sequence[RoutingDecision], valid: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, ""]:
+    """Entropy of the probability of running in nats: mean over valid steps, summed over the rest.
+
+    At most log 2 for each sub-module of each layer, where every probability is 1/2.
+
+    Parameters
+    ----------
+    decisions : sequence of RoutingDecision
+        One per layer, of a policy with logits.
+    valid : Tensor or None
+        Which steps are no padding.
+    """
+    p = torch.stack([decision.probability for decision in decisions])  # type: ignore[arg-type]
+    # At exactly 0 or 1 the slope is infinite; a router that sure has no gradient anyway.
+    edge = torch.finfo(p.dtype).eps
+    p = p.clamp(edge, 1.0 - edge)
+    entropy = torch.special.entr(p) + torch.special.entr(1.0 - p)
+    return _mean_over_steps(entropy, valid).sum()
+
+
+def routing_loss(
+    decisions: Sequence[RoutingDecision],
+    valid: Bool[Tensor, "B T"] | None,
+    training: TrainingConfig,
+) -> Float[Tensor, ""] | float:
+    """Add up what routing adds to the loss of a task: weighted regularisers, and auxiliaries.
+
+    Parameters
+    ----------
+    decisions : sequence of RoutingDecision
+        One per layer, in training mode.
+    valid : Tensor or None
+        Which steps are no padding.
+    training : TrainingConfig
+        Holds `target_rate` and the weights.
+    """
+    loss: Tensor | float = 0.0
+    if training.target_rate is not None:
+        loss = loss + training.rate_weight * rate_loss(decisions, valid, training.target_rate)
+    if training.z_weight:
+        loss = loss + training.z_weight * z_loss(decisions, valid)
+    if training.entropy_weight:
+        loss = loss - training.entropy_weight * routing_entropy(decisions, valid)
+    return sum((d.auxiliary for d in decisions if d.auxiliary is not None), start=loss)
+
+
+def _mean_over_steps(
+    x: Float[Tensor, "L B T M"], valid: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, "L M"]:
+    """Mean over the valid steps of a batch; 0 when there are none."""
     if valid is None:
-        mean = margins.mean(dim=(1, 2))
-    else:
-        mean = margins.where(valid[..., None], 0.0).sum(dim=(1, 2)) / valid.sum().clamp_min(1)
-    return (excess.detach() * mean).sum()
+        return x.mean(dim=(1, 2))
+    return x.where(valid[..., None], 0.0).sum(dim=(1, 2)) / valid.sum().clamp_min(1)

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from sma_core.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from sma_core.config import ArchitectureConfig, config_to_dict
 from sma_core.dataset import Batch, PreparedDataset, WindowSampler
-from sma_core.errors import ConfigError, DatasetError, TrainingError
+from sma_core.errors import DatasetError, TrainingError
 from sma_core.files import digest_of
 from sma_core.model import SequenceModel, build_model
-from sma_core.objectives import activation_rates, rate_loss, task_loss
+from sma_core.objectives import activation_rates, routing_loss, task_loss
+from sma_core.routing import set_progress
+from sma_core.training_checks import check_fit
 from sma_core.training_config import TrainingConfig
 from sma_core.training_state import Progress, TrainingState
 
@@ -146,36 +148,6 @@ def fit(
     return _result(folder, record)
 
 
-def check_fit(
-    config: ArchitectureConfig, dataset: PreparedDataset, training: TrainingConfig
-) -> None:
-    """Raise ConfigError or DatasetError unless the model can be trained on this data set."""
-    card = dataset.card
-    if config.inputs.numeric != len(card.numeric):
-        raise ConfigError(
-            f"inputs.numeric: the data set has {len(card.numeric)} numeric channels, the model "
-            f"takes {config.inputs.numeric}"
-        )
-    vocabularies = tuple(len(channel.vocabulary) for channel in card.categorical)
-    if config.inputs.categorical != vocabularies:
-        raise ConfigError(
-            f"inputs.categorical: the data set's vocabularies have sizes {list(vocabularies)}, the "
-            f"model takes {list(config.inputs.categorical)}"
-        )
-    if config.head.kind != "forecast":
-        if not card.classes:
-            raise DatasetError(f"{dataset.folder}: {config.head.kind} needs the card's classes")
-        allowed = {len(card.classes)} | ({1} if len(card.classes) == 2 else set())
-        if config.head.outputs not in allowed:
-            raise ConfigError(
-                f"head.outputs: the data set has the {len(card.classes)} classes "
-                f"{', '.join(card.classes)}; the head has {config.head.outputs} outputs"
-            )
-    policy = getattr(config, "policy", None)
-    if training.target_rate is not None and getattr(policy, "kind", None) != "tempered_softmax":
-        raise ConfigError("target_rate: the model has no policy that learns when to run")
-
-
 class _Run:
     """The moving parts of one training run."""
 
@@ -249,6 +221,7 @@ class _Run:
         torch.manual_seed((training.seed + 1) * 1_000_003 + step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, training)
+        set_progress(self.model, step / training.max_steps)
         self.model.train()
         outputs = self.model(batch.inputs)
         task = task_loss(
@@ -258,9 +231,7 @@ class _Run:
         if outputs.decisions:
             valid = batch.inputs.valid
             rate = activation_rates(outputs.decisions, valid).mean().item()
-            if training.target_rate is not None:
-                steering = rate_loss(outputs.decisions, valid, training.target_rate)
-                loss = loss + training.rate_weight * steering
+            loss = loss + routing_loss(outputs.decisions, valid, training)
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)

@@ -36,6 +36,11 @@ class TrainingConfig:
         Activation rate to steer every sub-module of every layer to, in [0, 1].
     rate_weight : float
         Strength of the steering.
+    z_weight : float
+        Strength of the term that keeps router logits small (`z_loss`); 0: none. 1e-3 is usual.
+    entropy_weight : float
+        Strength of a reward for undecided routers (`routing_entropy`), which keeps them exploring;
+        a negative one rewards routers that are sure. 0: none.
     positive_weight : float, optional
         Weight in the loss of every class but 0.
     checkpoint_every : int
@@ -62,6 +67,8 @@ class TrainingConfig:
     seed: int = 0
     target_rate: float | None = None
     rate_weight: float = 1.0
+    z_weight: float = 0.0
+    entropy_weight: float = 0.0
     positive_weight: float | None = None
     checkpoint_every: int = 100
 
@@ -75,11 +82,20 @@ class TrainingConfig:
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 raise ConfigError(f"{field.name}: must be a number, not {value!r}")
             low = 0 if field.name in _MAY_BE_ZERO else 1 if whole else math.ulp(0.0)
+            low = -math.inf if field.name == "entropy_weight" else low
             high = 1.0 if field.name == "target_rate" else math.inf
             if not low <= value <= high or not math.isfinite(value):
                 least = "above 0" if low == math.ulp(0.0) else f"at least {low}"
+                least = "finite" if low == -math.inf else least
                 most = f" and at most {high:g}" if math.isfinite(high) else ""
                 raise ConfigError(f"{field.name}: must be {least}{most}, not {value!r}")
 
 
-_MAY_BE_ZERO = {"weight_decay", "warmup_steps", "seed", "target_rate", "rate_weight"}
+_MAY_BE_ZERO = {
+    "weight_decay",
+    "warmup_steps",
+    "seed",
+    "target_rate",
+    "rate_weight",
+    "z_weight",
+}

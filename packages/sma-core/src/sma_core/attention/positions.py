@@ -59,6 +59,11 @@ class Rotary(PositionScheme):
         # Angles in float64: a stream's index outgrows the 24 bits of float32.
         angle = position.view(-1, 1, 1) * self._frequency
         wide = torch.promote_types(x.dtype, torch.float32)
+        if torch.compiler.is_compiling():  # no compiler generates complex products; eager is faster
+            cos, sin = angle.cos().to(wide), angle.sin().to(wide)
+            even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
+            turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+            return turned.flatten(-2).to(x.dtype)
         turn = torch.polar(angle.new_ones(()), angle).to(wide.to_complex())
         pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)

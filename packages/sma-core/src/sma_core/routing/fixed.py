@@ -12,6 +12,8 @@ from sma_core.routing.policy import Policy
 class FixedPolicy(Policy):
     """Decide from the position; the confidence is 1, the logits are left unread."""
 
+    learns = False
+
     def decide(self, position: Int[Tensor, "B T"]) -> Bool[Tensor, "B T #M"]:
         """Whether to run at each position, for each sub-module or for all alike."""
         raise NotImplementedError

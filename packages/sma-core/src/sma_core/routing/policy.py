@@ -1,19 +1,51 @@
 """What every routing policy is."""
 
-from abc import abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sma_core.routing.decision import RoutingDecision
+from sma_core.state import TensorState
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterInputs:
+    """What a layer tells its policy about T steps.
+
+    Parameters
+    ----------
+    logits
+        Router logits, index 0 = skip, 1 = run.
+    features
+        What the logits are a linear map of.
+    position
+        Time index of each step.
+    valid
+        Which steps are no padding; None when all are.
+    training
+        Whether noise and looking ahead are allowed.
+    streaming
+        Whether the steps continue a stream, which the policy's state is about.
+    """
+
+    logits: Float[Tensor, "B T M 2"]
+    features: Float[Tensor, "B T D"]
+    position: Int[Tensor, "B T"]
+    valid: Bool[Tensor, "B T"] | None = None
+    training: bool = False
+    streaming: bool = False
 
 
 class Policy(nn.Module):
     """Base of routing policies.
 
-    A policy decides about a step from that step alone, so that a model runs the same in a stream
-    and in parallel.
+    A policy that decides about a step from that step alone defines `forward` and nothing else. One
+    that looks at other steps, or draws random numbers in training, overrides `route`; what it has
+    to remember from chunk to chunk is its state (`init_state`). In evaluation a policy must
+    decide the same in one pass, in chunks and step by step.
 
     Parameters
     ----------
@@ -27,6 +59,9 @@ class Policy(nn.Module):
         Index of the layer.
     """
 
+    # Whether the policy reads its logits, so that their regularisers have something to act on.
+    learns: ClassVar[bool] = True
+
     def __init__(self, config: Any, *, width: int, pool: int, layer: int) -> None:
         super().__init__()
         self.config = config
@@ -34,11 +69,10 @@ class Policy(nn.Module):
         self.pool = pool
         self.layer = layer
 
-    @abstractmethod
     def forward(
         self, logits: Float[Tensor, "B T M 2"], position: Int[Tensor, "B T"]
     ) -> RoutingDecision:
-        """Decide at every step.
+        """Decide at every step from that step alone.
 
         Parameters
         ----------
@@ -47,3 +81,41 @@ class Policy(nn.Module):
         position
             Time index of each step.
         """
+        raise NotImplementedError(f"{type(self).__name__} decides in `route`")
+
+    def route(self, inputs: RouterInputs, state: Any | None = None) -> RoutingDecision:
+        """Decide at every step; this is what a layer calls.
+
+        Parameters
+        ----------
+        inputs
+            The steps.
+        state
+            Made by `init_state`, to continue from and to update in place; None starts afresh.
+        """
+        return self(inputs.logits, inputs.position)
+
+    def init_state(
+        self, batch: int, device: torch.device, dtype: torch.dtype
+    ) -> TensorState | None:
+        """Make the state before the first step; None for a policy that remembers nothing."""
+        return None
+
+    def set_progress(self, share: float) -> None:
+        """Tell schedules which share of the training steps is done; by itself a policy has none."""
+
+    @classmethod
+    def held_rate(cls, config: Any) -> float | None:
+        """Activation rate that the policy keeps by itself; None when it is left to training."""
+        return None
+
+    @classmethod
+    def flops(cls, config: Any, *, width: int, pool: int) -> int:
+        """FLOPs of matrix products of the policy's own, for one step."""
+        return 0
+
+
+def wide_margin(logits: Float[Tensor, "*S M 2"]) -> Float[Tensor, "*S M"]:
+    """Run logit minus skip logit, in float32 at least."""
+    skip, run = logits.to(torch.promote_types(logits.dtype, torch.float32)).unbind(-1)
+    return run - skip

@@ -1,6 +1,7 @@
-"""Policies whose confidence is a softmax of the logits."""
+"""Policies whose confidence is a softmax of the logits at a learned temperature."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -8,19 +9,16 @@ from torch import Tensor, nn
 
 from sma_core.config import TemperedSoftmaxConfig
 from sma_core.routing.decision import RoutingDecision
-from sma_core.routing.policy import Policy
+from sma_core.routing.policy import Policy, wide_margin
 
 
-class TemperedSoftmax(Policy):
-    """Run where the run logit is larger; weigh by the tempered softmax (Ren et al., eq. 5 to 7).
+class TemperedPolicy(Policy):
+    """Base of policies with a temperature ``exp(theta)`` for each sub-module, learned.
 
-    The decision has no gradient and no estimator of one: the router learns through the
-    confidence alone. Each sub-module has its own temperature ``exp(theta)``, learned.
+    Their configuration has the field `init_scale`.
     """
 
-    config: TemperedSoftmaxConfig
-
-    def __init__(self, config: TemperedSoftmaxConfig, *, width: int, pool: int, layer: int) -> None:
+    def __init__(self, config: Any, *, width: int, pool: int, layer: int) -> None:
         super().__init__(config, width=width, pool=pool, layer=layer)
         self.theta = nn.Parameter(torch.empty(pool))
         self.reset_parameters()
@@ -29,16 +27,29 @@ class TemperedSoftmax(Policy):
         """Start at a temperature of ``init_scale * sqrt(width)``."""
         nn.init.constant_(self.theta, math.log(self.config.init_scale * math.sqrt(self.width)))
 
+    def tempered(self, margin: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
+        """Margin over temperature: a softmax over two logits is a sigmoid of it."""
+        return margin / torch.exp(self.theta)
+
+
+class TemperedSoftmax(TemperedPolicy):
+    """Run where the run logit is larger; weigh by the tempered softmax (Ren et al., eq. 5 to 7).
+
+    The decision has no gradient and no estimator of one: the router learns through the
+    confidence alone.
+    """
+
+    config: TemperedSoftmaxConfig
+
     def forward(
         self, logits: Float[Tensor, "B T M 2"], position: Int[Tensor, "B T"]
     ) -> RoutingDecision:
         """See `Policy.forward`; `position` plays no part."""
-        skip, run = logits.to(torch.promote_types(logits.dtype, torch.float32)).unbind(-1)
-        # A softmax over two logits is a sigmoid of their difference.
-        margin = (run - skip) / torch.exp(self.theta)
+        margin = wide_margin(logits)
+        tempered = self.tempered(margin)
         return RoutingDecision(
-            active=run > skip,
-            confidence=torch.sigmoid(margin.abs()),
+            active=margin > 0,
+            confidence=torch.sigmoid(tempered.abs()),
             logits=logits,
-            probability=torch.sigmoid(margin),
+            probability=torch.sigmoid(tempered),
         )

@@ -5,13 +5,24 @@ A new sub-module is one configuration class, one module and one call of `registe
 
 from sma_core.config import GatedAttentionConfig, SubModuleConfig, SwiGLUConfig
 from sma_core.errors import ConfigError
+from sma_core.submodule_configs import (
+    ActiveEMAConfig,
+    FullAttentionConfig,
+    LocalConvolutionConfig,
+)
+from sma_core.submodules.active_ema import ActiveEMA
+from sma_core.submodules.full_attention import FullAttention
 from sma_core.submodules.gated_attention import GatedAttention
+from sma_core.submodules.local_convolution import LocalConvolution
 from sma_core.submodules.submodule import RowwiseSubModule, SubModule
 from sma_core.submodules.swiglu import SwiGLU
 
 __all__ = [
     "SUBMODULES",
+    "ActiveEMA",
+    "FullAttention",
     "GatedAttention",
+    "LocalConvolution",
     "RowwiseSubModule",
     "SubModule",
     "SwiGLU",
@@ -56,3 +67,6 @@ def build_submodule(config: SubModuleConfig, *, width: int, causal: bool) -> Sub
 
 register_submodule(GatedAttentionConfig, GatedAttention)
 register_submodule(SwiGLUConfig, SwiGLU)
+register_submodule(LocalConvolutionConfig, LocalConvolution)
+register_submodule(FullAttentionConfig, FullAttention)
+register_submodule(ActiveEMAConfig, ActiveEMA)

@@ -1,0 +1,1 @@
+"""Weights of other people's code, read into this library's modules."""
