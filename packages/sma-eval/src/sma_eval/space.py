@@ -11,24 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
 from sma_core.config import (
-    AlwaysConfig,
     HeadConfig,
     InputConfig,
     ModelConfig,
-    NeverConfig,
-    PeriodicConfig,
-    RandomConfig,
     config_from_dict,
     config_to_dict,
 )
 from sma_core.errors import ConfigError
 from sma_core.files import digest_of
+from sma_core.routing import policy_class
 from sma_core.training import TrainingConfig
 from sma_eval.errors import FieldError
 from sma_eval.study import SelectiveCopying, Study
-
-# Their rate follows from their fields: there is nothing to train towards a target.
-FIXED_POLICIES = (AlwaysConfig, NeverConfig, PeriodicConfig, RandomConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +134,7 @@ def list_arms(study: Study, inputs: InputConfig, head: HeadConfig) -> list[Arm]:
         enumerate(study.scientific.policy), enumerate(study.scientific.pool)
     ):
         model = _model(study, inputs, head, i, j)
-        if policy.target_rate and isinstance(model.policy, FIXED_POLICIES):
+        if policy.target_rate and not policy_class(model.policy).learns:
             raise FieldError(
                 f"scientific.policy[{i}].target_rate: policy {policy.kind!r} does not learn, its "
                 "own fields set its rate; leave the target out"

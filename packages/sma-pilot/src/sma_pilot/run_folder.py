@@ -5,22 +5,21 @@ never mixes with what an earlier plan measured.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from sma_core import files
 from sma_pilot.errors import RunError
 from sma_pilot.plan import Plan
 
 
-def write_json(path: Path, document: object) -> None:
-    """Write `document` at `path` whole or not at all."""
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write `document` at `path` whole or not at all; its folder is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write_json(path, document)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """The folder of a fitted baseline: a JSON card and a safetensors file that the card vouches for."""
 
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
+from sma_core.files import sha256_of, write_tensors
 from sma_pilot.errors import RunError
 from sma_pilot.run_folder import write_json
 
@@ -19,12 +18,9 @@ _VERSION = 1
 def save_fit(folder: Path, kind: str, card: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a fit of `kind`; the card comes last, so a folder with a card is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    temporary = folder / f".weights.{os.getpid()}"
-    temporary.write_bytes(content)
-    temporary.replace(folder / "weights.safetensors")
-    digest = hashlib.sha256(content).hexdigest()
-    head = {"format": f"sma.{kind}", "version": _VERSION, "weights_sha256": digest}
+    weights = folder / "weights.safetensors"
+    write_tensors(weights, tensors)
+    head = {"format": f"sma.{kind}", "version": _VERSION, "weights_sha256": sha256_of(weights)}
     write_json(folder / f"{kind}.json", head | card)
 
 
@@ -40,7 +36,7 @@ def load_fit(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         weights = folder / "weights.safetensors"
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        digest = sha256_of(weights)
         tensors = load_file(weights)
     except FileNotFoundError as error:
         raise RunError(f"{folder}: no finished fit of kind {kind!r} here; fit it first") from error

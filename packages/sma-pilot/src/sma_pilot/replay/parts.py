@@ -1,11 +1,12 @@
 """Measurements on disk: Parquet files, each of them whole or absent."""
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import polars as pl
+
+from sma_core.files import replacing
 
 _ROWS_PER_PART = 500_000
 
@@ -13,9 +14,8 @@ _ROWS_PER_PART = 500_000
 def write_parquet(frame: pl.DataFrame, path: Path) -> None:
     """Write `frame` at `path` whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    frame.write_parquet(temporary, compression="zstd", statistics=True)
-    temporary.replace(path)
+    with replacing(path) as partial:
+        frame.write_parquet(partial, compression="zstd", statistics=True)
 
 
 class PartWriter:
