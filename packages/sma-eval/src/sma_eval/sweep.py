@@ -139,6 +139,7 @@ def sweep(
             "dataset": str(dataset),
             "test_split": test_split,
             "device": "cuda" if resources.gpus else "cpu",
+            "threads": max(1, int(resources.cpus)),
             "provenance": {**provenance, "trial": record.trial.id, "label": record.trial.label},
         }
         for record in records
@@ -192,6 +193,7 @@ def _train(config: dict[str, Any]) -> None:
                 folder,
                 test_split=run["test_split"],
                 device=run["device"],
+                threads=run["threads"],
                 provenance=run["provenance"],
                 report=report,
             )

@@ -15,6 +15,7 @@ from sma_core.costs import dense_step_flops, parameter_count, step_flops
 from sma_core.dataset import PreparedDataset, WindowSampler
 from sma_core.model import SequenceModel
 from sma_core.objectives import activation_rates
+from sma_core.threads import compute_threads
 from sma_core.training import TrainingConfig, evaluate, fit
 from sma_core.training_state import Progress
 from sma_eval.records import Report, TrialResult
@@ -31,6 +32,7 @@ def run_trial(
     *,
     test_split: str,
     device: str = "cpu",
+    threads: int = 1,
     provenance: Mapping[str, Any],
     report: OnReport,
 ) -> TrialResult:
@@ -48,6 +50,9 @@ def run_trial(
         Split that the result's test figures are of.
     device
         Where to train.
+    threads
+        How many to compute with. Sums of floats depend on it, so it is the study's to say and not
+        the machine's: a trial gives the same figures wherever it runs.
     provenance
         Kept in the checkpoint's card, with the environment that the trial ran in.
     report
@@ -67,31 +72,37 @@ def run_trial(
         if saved or progress.validation_loss is not None:
             report(_report(progress), folder if saved else None)
 
-    fitted = fit(
-        config, data, training, folder,
-        on_progress=on_progress, device=device, provenance={**provenance, **environment()},
-    )  # fmt: skip
-    model = load_checkpoint(fitted.checkpoint, device).model
-    sampler = WindowSampler(
-        data.split(test_split),
-        config.head.kind,
-        window=training.window,
-        batch_size=training.batch_size,
-        seed=0,  # the same windows for every seed
-    )
-    whole = dataclasses.replace(training, evaluate_batches=sampler.batches_per_epoch)
-    activation = measure_activation(model, sampler, device)
-    return TrialResult(
-        validation=fitted.validation_metrics,
-        test=evaluate(model, sampler, whole, device=device),
-        activation=activation,
-        flops_per_step=step_flops(config, activation),
-        dense_flops_per_step=dense_step_flops(config),
-        parameters=parameter_count(model),
-        steps=fitted.steps,
-        best_step=fitted.best_step,
-        seconds=fitted.seconds,
-    )
+    with compute_threads(threads):
+        fitted = fit(
+            config,
+            data,
+            training,
+            folder,
+            on_progress=on_progress,
+            device=device,
+            provenance={**provenance, **environment()},
+        )
+        model = load_checkpoint(fitted.checkpoint, device).model
+        sampler = WindowSampler(
+            data.split(test_split),
+            config.head.kind,
+            window=training.window,
+            batch_size=training.batch_size,
+            seed=0,  # the same windows for every seed
+        )
+        whole = dataclasses.replace(training, evaluate_batches=sampler.batches_per_epoch)
+        activation = measure_activation(model, sampler, device)
+        return TrialResult(
+            validation=fitted.validation_metrics,
+            test=evaluate(model, sampler, whole, device=device),
+            activation=activation,
+            flops_per_step=step_flops(config, activation),
+            dense_flops_per_step=dense_step_flops(config),
+            parameters=parameter_count(model),
+            steps=fitted.steps,
+            best_step=fitted.best_step,
+            seconds=fitted.seconds,
+        )
 
 
 @torch.no_grad()

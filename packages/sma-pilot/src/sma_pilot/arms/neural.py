@@ -15,13 +15,13 @@ from sma_core.checkpoint import load_checkpoint
 from sma_core.config import ArchitectureConfig, ModelConfig, config_from_dict
 from sma_core.dataset import DatasetCard, PreparedDataset
 from sma_core.errors import ConfigError
+from sma_core.threads import compute_threads
 from sma_core.training import TrainingConfig, check_fit, fit
 from sma_core.training_state import Progress
 from sma_pilot.arms.neural_scorer import AlarmScorer, ForecastScorer
 from sma_pilot.errors import PlanError
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
-from sma_pilot.threads import compute_threads
 
 
 def head_of(plan: Plan, card: DatasetCard) -> dict[str, Any]:

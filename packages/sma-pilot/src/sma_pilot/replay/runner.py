@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sma_core.dataset import PreparedDataset
+from sma_core.threads import compute_threads
 from sma_pilot.arms import Arm, Scorer, build_arms
 from sma_pilot.errors import RunError
 from sma_pilot.plan import Plan
@@ -31,7 +32,6 @@ from sma_pilot.replay.single_stream import run_single_stream
 from sma_pilot.replay.stream import choose_stream
 from sma_pilot.replay.timeline import Lane, Timeline
 from sma_pilot.run_folder import write_json
-from sma_pilot.threads import compute_threads
 
 OFFLINE = "offline"
 SINGLE_STREAM = "single_stream"
