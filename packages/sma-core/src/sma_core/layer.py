@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sma_core.config import ModelConfig
-from sma_core.dispatch import DISPATCHES, CapacityDispatch, Dispatch, capacity_slots, keep_surest
+from sma_core.dispatch import DISPATCHES, CapacityDispatch, capacity_slots, keep_surest
 from sma_core.ema import MultiHeadEMA
 from sma_core.norms import build_norm
 from sma_core.routing import RouterInputs, RoutingDecision, build_policy
@@ -99,7 +99,14 @@ class SMALayer(nn.Module):
         decision = self.policy.route(router, None if state is None else state.policy)
         if valid is not None:
             decision = decision.within(valid)
-        decision, plan = self._plan(decision, position)
+        layout = DISPATCHES[self.config.dispatch]
+        if layout is CapacityDispatch:
+            decision, sizes = self._fit(decision)
+        else:
+            # The one read by the host. It stands here, in the outermost frame, so that a compiler
+            # breaks its graph in two and no more.
+            sizes = layout.sizes(decision.active).tolist()
+        plan = layout.plan(decision.active, position, sizes)
         for m, (submodule, dispatch) in enumerate(zip(self.submodules, plan, strict=True)):
             memory = None if state is None else state.pool[m]
             rows = submodule(dispatch.compress(y), dispatch.rows, memory)
@@ -160,19 +167,24 @@ class SMALayer(nn.Module):
     def _split(self, y: Float[Tensor, "*B D"]) -> tuple[Tensor, Tensor]:
         """Router logits [*B, M, 2] and the path that every step takes [*B, D]."""
         pool = len(self.config.pool)
-        logits, dense = self.project(y).split((2 * pool, self.config.width), dim=-1)
+        weight, bias = self.project.weight, self.project.bias
+        # Matrix units want rows that begin at multiples of 8 elements: zeros in front see to it.
+        fill = -2 * pool % 8 if y.is_cuda else 0
+        if fill:
+            weight = functional.pad(weight, (0, 0, fill, 0))
+            bias = functional.pad(bias, (fill, 0))
+        _, logits, dense = functional.linear(y, weight, bias).split(
+            (fill, 2 * pool, self.config.width), dim=-1
+        )
         return logits.unflatten(-1, (pool, 2)), dense
 
-    def _plan(
-        self, decision: RoutingDecision, position: Int[Tensor, "B T"]
-    ) -> tuple[RoutingDecision, list[Dispatch]]:
-        """Where the rows lie, and the decisions without those that found no slot."""
-        if self.config.dispatch != "capacity":
-            return decision, DISPATCHES[self.config.dispatch].plan(decision.active, position)
-        slots = [capacity_slots(share, position.shape[1]) for share in self.shares]
+    def _fit(self, decision: RoutingDecision) -> tuple[RoutingDecision, list[list[int]]]:
+        """Decisions without those that find no slot, and the sizes of the layout."""
+        batch, steps, _ = decision.active.shape
+        slots = [capacity_slots(share, steps) for share in self.shares]
         kept = keep_surest(decision.active, decision.surety, slots)
         decision = replace(decision, active=kept, dropped=decision.active & ~kept)
-        return decision, CapacityDispatch.plan(kept, position, slots)
+        return decision, [[batch * size, size] for size in slots]
 
     def _out(
         self, total: Float[Tensor, "*B D"], x: Float[Tensor, "*B D"], valid: Tensor | None = None
