@@ -126,7 +126,8 @@ class SMALayer(nn.Module):
     ) -> tuple[Float[Tensor, "B D"], RoutingDecision]:
         """Run one step and update `state` in place; without gradient and dropout.
 
-        Only what is active is computed: a sub-module that no sequence activates does no work.
+        Only what is active is computed: a sub-module that no sequence activates does no work. In a
+        CUDA graph, which replays the same work at every step, all is computed.
         """
         y = self.norm(x) if self.config.prenorm else x
         y = functional.silu(self.ema.step(y, state.ema))
@@ -138,11 +139,16 @@ class SMALayer(nn.Module):
             streaming=True,
         )
         decision = self.policy.route(router, state.policy)
+        captured = _capturing(y.device)
         for m, submodule in enumerate(self.submodules):
-            runs, index = _running(decision.active[:, 0, m])
+            active, confidence = decision.active[:, 0, m], decision.confidence[:, 0, m, None]
+            if captured:
+                out = submodule.step_where(active, y, position, state.pool[m])
+                total = total + (out * confidence).where(active[:, None], 0.0)
+                continue
+            runs, index = _running(active)
             if not runs:
                 continue
-            confidence = decision.confidence[:, 0, m, None]
             if index is None:
                 out = submodule.step(y, position, state.pool[m], None)
                 total = torch.addcmul(total, out, confidence)
@@ -200,6 +206,11 @@ class SMALayer(nn.Module):
         if self.training and self.config.dropout:
             return functional.dropout(x, self.config.dropout)
         return x
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph records what is launched now."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _running(active: Bool[Tensor, "B"]) -> tuple[bool, Int[Tensor, "A"] | None]:

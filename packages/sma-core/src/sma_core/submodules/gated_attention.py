@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -120,6 +120,19 @@ class GatedAttention(SubModule):
         weights = weigh(scores, bias, ring.empty, self.config.score)
         seen = torch.bmm(weights.to(ring.value.dtype).unsqueeze(1), ring.value).squeeze(1)
         return self.output(seen.to(gate.dtype) * gate)
+
+    def step_where(
+        self,
+        active: Bool[Tensor, "B"],
+        x: Float[Tensor, "B D"],
+        position: Int[Tensor, "B"],
+        state: AttentionCache | None,
+    ) -> Float[Tensor, "B D"]:
+        """See `SubModule.step_where`; the ring is not copied."""
+        assert state is not None  # noqa: S101  (made by init_state)
+        out = self.step(x, position, state, None)
+        state.retract(~active)
+        return out
 
     def _project(
         self, x: Float[Tensor, "R D"], position: Int[Tensor, "R"]
