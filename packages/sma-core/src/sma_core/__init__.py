@@ -38,11 +38,15 @@ from sma_core.errors import (
     CheckpointError,
     ConfigError,
     DatasetError,
+    ExportError,
+    FleetError,
     ShapeError,
     SMAError,
     StreamingError,
     TrainingError,
 )
+from sma_core.explain import Attribution, Occlusion, attribution, occlusion
+from sma_core.fleet import Fleet
 from sma_core.model import (
     Inputs,
     Outputs,
@@ -60,19 +64,21 @@ from sma_core.policy_configs import (
     TopKConfig,
 )
 from sma_core.routing import Policy, RouterInputs, RoutingDecision, register_policy
+from sma_core.routing.statistics import RoutingStatistics
 from sma_core.submodule_configs import (
     ActiveEMAConfig,
     FullAttentionConfig,
     LocalConvolutionConfig,
 )
 from sma_core.submodules import RowwiseSubModule, SubModule, register_submodule
-from sma_core.trace import RoutingTrace, routing_trace
+from sma_core.trace import DecisionIndex, RoutingTrace, routing_trace
 from sma_core.training import FitResult, Progress, TrainingConfig, fit
 
 __all__ = [
     "ActiveEMAConfig",
     "AlwaysConfig",
     "ArchitectureConfig",
+    "Attribution",
     "Batch",
     "BudgetConfig",
     "CategoricalChannel",
@@ -81,7 +87,11 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "DatasetWriter",
+    "DecisionIndex",
+    "ExportError",
     "FitResult",
+    "Fleet",
+    "FleetError",
     "FullAttentionConfig",
     "GatedAttentionConfig",
     "GumbelConfig",
@@ -92,6 +102,7 @@ __all__ = [
     "ModelConfig",
     "NeverConfig",
     "NumericChannel",
+    "Occlusion",
     "Outputs",
     "PeriodicConfig",
     "Policy",
@@ -101,6 +112,7 @@ __all__ = [
     "RandomConfig",
     "RouterInputs",
     "RoutingDecision",
+    "RoutingStatistics",
     "RoutingTrace",
     "RowwiseSubModule",
     "SMABlock",
@@ -121,12 +133,14 @@ __all__ = [
     "TrainingError",
     "TransformerConfig",
     "TransformerModel",
+    "attribution",
     "build_model",
     "config_from_dict",
     "config_to_dict",
     "dense_twin",
     "fit",
     "load_checkpoint",
+    "occlusion",
     "register_architecture",
     "register_policy",
     "register_submodule",
