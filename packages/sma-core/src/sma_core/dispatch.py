@@ -119,12 +119,24 @@ class Dispatch(ABC):
 class PackedDispatch(Dispatch):
     """Rows of all sequences end to end, R = number of active steps, no padding."""
 
+    @classmethod
+    def plan(cls, active: Bool[Tensor, "B T M"], position: Int[Tensor, "B T"]) -> list[Dispatch]:
+        """See `Dispatch.plan`; an exported graph has no host, and takes bounds for the sizes."""
+        if not torch.compiler.is_exporting():
+            return super().plan(active, position)
+        batch, steps, pool = active.shape
+        return [
+            cls(active[..., m], position, total=batch * steps, longest=steps) for m in range(pool)
+        ]
+
     def _arrange(
         self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], total: int, longest: int
     ) -> Rows:
         self._shape = active.shape
-        # The size is known, so this does not read from the device a second time.
-        self._index = torch.nonzero_static(active.flatten(), size=total).squeeze(1)
+        if torch.compiler.is_exporting():
+            self._index = active.flatten().nonzero().squeeze(1)
+        else:  # the size is known, so this does not read from the device a second time
+            self._index = torch.nonzero_static(active.flatten(), size=total).squeeze(1)
         count = active.sum(1)
         return Rows(
             sequence=self._index // active.shape[1],
@@ -140,8 +152,9 @@ class PackedDispatch(Dispatch):
 
     def extract(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "B T D"]:
         """See `Dispatch.extract`."""
-        empty = rows.new_zeros(self._shape.numel(), rows.shape[1])
-        return empty.index_copy(0, self._index, rows).unflatten(0, self._shape)
+        batch, steps = self._shape
+        empty = rows.new_zeros(batch * steps, rows.shape[1])
+        return empty.index_copy(0, self._index, rows).view(batch, steps, -1)
 
 
 class PaddedDispatch(Dispatch):
@@ -208,7 +221,7 @@ def capacity_slots(share: Fraction, steps: int) -> int:
 
     In whole numbers: 0.1 of 30 steps is 3 of them, also where a traced graph does the division.
     """
-    return max(1, -(-steps * share.numerator // share.denominator))
+    return max(1, (steps * share.numerator + share.denominator - 1) // share.denominator)
 
 
 def keep_surest(

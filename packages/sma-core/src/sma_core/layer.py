@@ -168,7 +168,9 @@ class SMALayer(nn.Module):
     ) -> tuple[RoutingDecision, list[Dispatch]]:
         """Where the rows lie, and the decisions without those that found no slot."""
         if self.config.dispatch != "capacity":
-            return decision, DISPATCHES[self.config.dispatch].plan(decision.active, position)
+            # These two give the same numbers, and one of them can be exported.
+            layout = "packed" if torch.compiler.is_exporting() else self.config.dispatch
+            return decision, DISPATCHES[layout].plan(decision.active, position)
         slots = [capacity_slots(share, position.shape[1]) for share in self.shares]
         kept = keep_surest(decision.active, decision.surety, slots)
         decision = replace(decision, active=kept, dropped=decision.active & ~kept)
@@ -192,6 +194,8 @@ class SMALayer(nn.Module):
 
 def _running(active: Bool[Tensor, "B"]) -> tuple[bool, Int[Tensor, "A"] | None]:
     """Whether any sequence runs, and which; None for all of them. One read by the host."""
+    if torch.compiler.is_exporting():  # without a host no rows is a number of rows like any other
+        return True, active.nonzero().squeeze(1)
     if active.shape[0] == 1:
         return bool(active), None
     index = active.nonzero().squeeze(1)
