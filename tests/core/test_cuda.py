@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.core.determinism import DETERMINISTIC, assert_repeats
 from tests.core.models import piece, random_inputs, small_config, small_model
 from tests.core.tasks import SHORT, sine_dataset, small_sma
 from tests.tolerances import assert_close
 from torch import Tensor
 
-from sma_core import Inputs, ModelConfig, SMAModel, fit
+from sma_core import Fleet, Inputs, ModelConfig, SMAModel, fit
 from sma_core.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -66,6 +67,33 @@ def test_autocast_gives_numbers() -> None:
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         prediction = model(inputs).prediction
     assert prediction.isfinite().all()
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_runs_repeat_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operation lacks a deterministic version, and none that has one is left out."""
+    # cuBLAS reads this before the first product of a process at the latest.
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_repeats(DETERMINISTIC[name], "cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_fleet_moves_between_devices(tmp_path: Path) -> None:
+    config = CONFIGS["rotary"]
+    here, there = small_model(config), small_model(config).cuda()
+    inputs = replace(random_inputs(config, [9, 9]), lengths=None)
+    fleet = Fleet(there)
+    fleet.admit(["a", "b"])
+    for t in range(5):
+        fleet.step(piece(inputs, t, t + 1).to("cuda"))
+    fleet.save(tmp_path / "fleet")
+    fleet = Fleet.load(tmp_path / "fleet", here)
+    rest = [fleet.step(piece(inputs, t, t + 1)).prediction for t in range(5, 9)]
+    with torch.no_grad():
+        assert_close(torch.cat(rest, 1), here(inputs).prediction[:, 5:], "float64")
 
 
 def test_training_on_the_device_leaves_a_checkpoint_for_the_cpu(tmp_path: Path) -> None:

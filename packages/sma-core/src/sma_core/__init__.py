@@ -8,6 +8,7 @@ step at a time:
 
 from sma_core.baselines import TransformerModel, dense_twin
 from sma_core.block import SMABlock
+from sma_core.captured import CapturedStep
 from sma_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sma_core.config import (
     AlwaysConfig,
@@ -38,11 +39,15 @@ from sma_core.errors import (
     CheckpointError,
     ConfigError,
     DatasetError,
+    ExportError,
+    FleetError,
     ShapeError,
     SMAError,
     StreamingError,
     TrainingError,
 )
+from sma_core.explain import Attribution, Occlusion, attribution, occlusion
+from sma_core.fleet import Fleet
 from sma_core.model import (
     Inputs,
     Outputs,
@@ -60,28 +65,35 @@ from sma_core.policy_configs import (
     TopKConfig,
 )
 from sma_core.routing import Policy, RouterInputs, RoutingDecision, register_policy
+from sma_core.routing.statistics import RoutingStatistics
 from sma_core.submodule_configs import (
     ActiveEMAConfig,
     FullAttentionConfig,
     LocalConvolutionConfig,
 )
 from sma_core.submodules import RowwiseSubModule, SubModule, register_submodule
-from sma_core.trace import RoutingTrace, routing_trace
+from sma_core.trace import DecisionIndex, RoutingTrace, routing_trace
 from sma_core.training import FitResult, Progress, TrainingConfig, fit
 
 __all__ = [
     "ActiveEMAConfig",
     "AlwaysConfig",
     "ArchitectureConfig",
+    "Attribution",
     "Batch",
     "BudgetConfig",
+    "CapturedStep",
     "CategoricalChannel",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
     "DatasetError",
     "DatasetWriter",
+    "DecisionIndex",
+    "ExportError",
     "FitResult",
+    "Fleet",
+    "FleetError",
     "FullAttentionConfig",
     "GatedAttentionConfig",
     "GumbelConfig",
@@ -92,6 +104,7 @@ __all__ = [
     "ModelConfig",
     "NeverConfig",
     "NumericChannel",
+    "Occlusion",
     "Outputs",
     "PeriodicConfig",
     "Policy",
@@ -101,6 +114,7 @@ __all__ = [
     "RandomConfig",
     "RouterInputs",
     "RoutingDecision",
+    "RoutingStatistics",
     "RoutingTrace",
     "RowwiseSubModule",
     "SMABlock",
@@ -121,12 +135,14 @@ __all__ = [
     "TrainingError",
     "TransformerConfig",
     "TransformerModel",
+    "attribution",
     "build_model",
     "config_from_dict",
     "config_to_dict",
     "dense_twin",
     "fit",
     "load_checkpoint",
+    "occlusion",
     "register_architecture",
     "register_policy",
     "register_submodule",

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from sma_core.tracing import compiling
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
@@ -116,7 +118,7 @@ class Dispatch(ABC):
 
     @classmethod
     def sizes(cls, active: Bool[Tensor, "B T M"]) -> Int[Tensor, "M 2"]:
-        """Number of active steps of each sub-module, and the largest number in a sequence."""
+        """Count the active steps of each sub-module, and the most of them in a sequence."""
         count = active.sum(1)
         longest = functional.pad(count, (0, 0, 0, 1)).amax(0)  # a batch may be empty
         return torch.stack((count.sum(0), longest), dim=1)
@@ -166,12 +168,12 @@ class PackedDispatch(Dispatch):
     ) -> Rows:
         self._shape = active.shape
         flat = active.flatten()
-        # The size is known, so this does not read from the device a second time.
-        self._index = torch.nonzero_static(flat, size=total).squeeze(1)
+        if torch.compiler.is_exporting():
+            self._index = flat.nonzero().squeeze(1)
+        else:  # the size is known, so this does not read from the device a second time
+            self._index = torch.nonzero_static(flat, size=total).squeeze(1)
         # Row of each step, -1 where it has none: only a compiler makes use of it.
-        self._slot = (
-            (flat.cumsum(0) - 1).where(flat, -1) if torch.compiler.is_compiling() else None
-        )
+        self._slot = (flat.cumsum(0) - 1).where(flat, -1) if compiling() else None
         count = active.sum(1)
         return Rows(
             sequence=self._index // active.shape[1],
@@ -190,12 +192,13 @@ class PackedDispatch(Dispatch):
 
     def extract(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "B T D"]:
         """See `Dispatch.extract`."""
+        batch, steps = self._shape
         if self._slot is not None:
             moved = cast("Tensor", _MoveRows.apply(rows, self._slot, self._index))
         else:
-            empty = rows.new_zeros(self._shape.numel(), rows.shape[1])
+            empty = rows.new_zeros(batch * steps, rows.shape[1])
             moved = empty.index_copy(0, self._index, rows)
-        return moved.unflatten(0, self._shape)
+        return moved.view(batch, steps, -1)
 
 
 class PaddedDispatch(Dispatch):
@@ -251,8 +254,7 @@ class CapacityDispatch(Dispatch):
         sizes: list[list[int]] | None = None,
     ) -> list[Dispatch]:
         """See `Dispatch.plan`; without sizes every step has a slot."""
-        batch, steps, pool = active.shape
-        return super().plan(active, position, sizes or [[batch * steps, steps]] * pool)
+        return super().plan(active, position, sizes or largest_sizes(active))
 
     def _arrange(
         self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], total: int, longest: int
@@ -282,14 +284,14 @@ class CapacityDispatch(Dispatch):
     def compress(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "R D"]:
         """See `Dispatch.compress`."""
         x = x.flatten(0, 1)
-        if torch.compiler.is_compiling():
+        if compiling():
             return cast("Tensor", _MoveRows.apply(x, self._index, self._slot))
         taken = x.index_select(0, self._index.clamp_min(0))
         return taken.masked_fill((self._index < 0).unsqueeze(1), 0.0)
 
     def extract(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "B T D"]:
         """See `Dispatch.extract`."""
-        if torch.compiler.is_compiling():
+        if compiling():
             moved = cast("Tensor", _MoveRows.apply(rows, self._slot, self._index))
         else:
             # One slot more than steps, which all padding shares, and which is cut off.
@@ -299,12 +301,18 @@ class CapacityDispatch(Dispatch):
         return moved.unflatten(0, self._shape)
 
 
+def largest_sizes(active: Bool[Tensor, "B T M"]) -> list[list[int]]:
+    """Sizes as `Dispatch.sizes` would find them if all were active: the host knows them."""
+    batch, steps, pool = active.shape
+    return [[batch * steps, steps]] * pool
+
+
 def capacity_slots(share: Fraction, steps: int) -> int:
     """Slots of a sequence of T steps: its share, rounded up, and one at least.
 
     In whole numbers: 0.1 of 30 steps is 3 of them, also where a traced graph does the division.
     """
-    return max(1, -(-steps * share.numerator // share.denominator))
+    return max(1, (steps * share.numerator + share.denominator - 1) // share.denominator)
 
 
 def keep_surest(

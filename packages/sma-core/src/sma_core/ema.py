@@ -12,9 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sma_core.tracing import compiling
+
 # Steps of a chunk: long ones suit matrix units, short ones do less work.
 CHUNK = 64
 CHUNK_ON_GPU = 128
+# An exported graph has a fixed number of doublings: states reach back 2^10 chunks, 65,536 steps.
+EXPORTED_DOUBLINGS = 10
 
 
 class Coefficients(NamedTuple):
@@ -107,7 +111,8 @@ class MultiHeadEMA(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             z = x.to(wide)
             both = torch.cat((z, z.flip(1)), dim=-1) if self.bidirectional else z
-            if self.method == "fft" and state is None:
+            fft = self.method == "fft" and not torch.compiler.is_exporting()
+            if fft and state is None:
                 y, final = ema_fft(both, self.coefficients(), self.omega.to(wide)), None
             else:
                 y, final = ema_chunked(
@@ -139,6 +144,9 @@ class MultiHeadEMA(nn.Module):
 
     def _prepared(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Coefficients of one step, made anew only when a weight has changed."""
+        if torch.compiler.is_exporting():  # its tensors must not outlive the trace
+            log_q, write, read = self.coefficients()
+            return log_q.exp(), write, read, self.omega.to(read.dtype)
         weights = [w for w in self._parameters.values() if w is not None]
         key = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
         if key != self._step_key or self._step_coefficients is None:
@@ -183,8 +191,9 @@ def ema_chunked(
         The weighted sum of the states at each step, and the final state.
     """
     batch, steps, width = x.shape
-    size = min(chunk, steps)
-    count = -(-steps // size)
+    exporting = torch.compiler.is_exporting()  # one graph then serves any number of steps
+    size = chunk if exporting else min(chunk, steps)
+    count = (steps + size - 1) // size  # rounded up by no negative number: ONNX cuts off there
     log_q, write, read = coefficients
     exponent = torch.arange(size + 1, device=x.device, dtype=log_q.dtype)
     powers = torch.exp(log_q.unsqueeze(-1) * exponent)  # [D, N, C + 1]
@@ -195,10 +204,10 @@ def ema_chunked(
             exponent[:size] == 0
         )
 
-    padded = functional.pad(x, (0, 0, 0, count * size - steps)) if steps % size else x
+    padded = functional.pad(x, (0, 0, 0, count * size - steps)) if exporting or steps % size else x
     xs = _by_channel(padded.to(operands or x.dtype).view(-1, size, width))
     ys = torch.bmm(xs, _toeplitz(kernel).to(xs.dtype))
-    if count == 1 and state is None:
+    if not exporting and count == 1 and state is None:
         return _by_time(ys).view(batch, steps, width), None
 
     # Weight of step j in the state at its chunk's end: write * q^(C - 1 - j).
@@ -268,7 +277,7 @@ class _ByTime(torch.autograd.Function):
 def _laid_out(x: Tensor) -> Tensor:
     """Contiguous, also where a compiler would choose another layout for the copy."""
     x = x.contiguous()
-    return x.as_strided(x.shape, x.stride()) if torch.compiler.is_compiling() else x
+    return x.as_strided(x.shape, x.stride()) if compiling() else x
 
 
 def _by_channel(x: Float[Tensor, "G C D"]) -> Float[Tensor, "D G C"]:
@@ -304,9 +313,7 @@ def _autocast_to_bfloat16(device: str) -> bool:
 
     Not to float16: readings of a post-norm model outgrow its range.
     """
-    return (
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16
-    )
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16
 
 
 def _toeplitz(kernel: Float[Tensor, "D C"]) -> Float[Tensor, "D C C"]:
@@ -323,10 +330,22 @@ def _toeplitz(kernel: Float[Tensor, "D C"]) -> Float[Tensor, "D C C"]:
 
 def _scan(gained: Float[Tensor, "D B K N"], log_decay: Float[Tensor, "D N"]) -> Tensor:
     """Run ``h_k = decay h_(k-1) + gained_k`` along K by doubling: log2(K) steps."""
+    if torch.compiler.is_exporting():
+        return _scan_exported(gained, log_decay)
     distance, count = 1, gained.shape[2]
     while distance < count:
         decay = torch.exp(log_decay * distance)[:, None, None]
         earlier = functional.pad(gained[:, :, :-distance], (0, 0, distance, 0))
         gained = torch.addcmul(gained, earlier, decay)
         distance *= 2
+    return gained
+
+
+def _scan_exported(gained: Float[Tensor, "D B K N"], log_decay: Float[Tensor, "D N"]) -> Tensor:
+    """As `_scan`, by the same steps for every K: a graph cannot count them."""
+    place = torch.arange(gained.shape[2], device=gained.device)
+    for distance in (2**i for i in range(EXPORTED_DOUBLINGS)):
+        earlier = gained.index_select(2, (place - distance).clamp_min(0))
+        decay = torch.exp(log_decay * distance)[:, None, None]
+        gained = gained + earlier * decay * (place >= distance)[:, None]
     return gained

@@ -15,8 +15,9 @@ LARGEST_VALUE = 1e15
 class Embedding(nn.Module):
     """Embed a time step: one linear map of the numeric channels, one table per categorical one.
 
-    A numeric value that is not finite, or larger than `LARGEST_VALUE` in magnitude, counts as
-    missing: it enters as 0 and a second feature of its channel, the indicator, as 1.
+    A numeric value that is not finite, or larger in magnitude than `largest_value` of the type that
+    it is computed in, counts as missing: it enters as 0 and a second feature of its channel, the
+    indicator, as 1.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class Embedding(nn.Module):
             x = inputs.numeric.to(self.numeric.weight.dtype)
             if valid is not None:
                 x = x.where(valid[..., None], 0.0)
-            known = x.where(x.abs() <= LARGEST_VALUE, 0.0)
+            known = x.where(x.abs() <= largest_value(x), 0.0)
             parts.append(self.numeric(torch.cat((known, known != x), dim=-1)))
         if inputs.categorical is not None:
             indices = inputs.categorical.to(torch.int64)
@@ -73,6 +74,16 @@ class Embedding(nn.Module):
                         f"categorical: an index of channel {i} lies outside 0..{size - 1}"
                     ) from None
         return sum(parts[1:], start=parts[0])
+
+
+def largest_value(x: Tensor) -> float:
+    """Give the largest value that counts where products of `x` are computed.
+
+    Its square has a place in that type: 256 for float16, under autocast too.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return min(LARGEST_VALUE, torch.finfo(dtype).max ** 0.5)
 
 
 class Head(nn.Linear):

@@ -31,3 +31,11 @@ class StreamingError(SMAError, RuntimeError):
 
 class TrainingError(SMAError, RuntimeError):
     """Training cannot go on: the folder is taken, or the loss left the range of numbers."""
+
+
+class FleetError(SMAError, ValueError):
+    """An entity is unknown or there already, or a saved fleet is damaged or another model's."""
+
+
+class ExportError(SMAError, RuntimeError):
+    """A model cannot be exported, a tool for it is missing, or what was written differs."""

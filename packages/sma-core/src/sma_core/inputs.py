@@ -58,8 +58,10 @@ class Inputs:
                     f"lengths: must be [{self.batch}] on {tensor.device}, not "
                     f"{_where(self.lengths)}"
                 )
-            # Reading values of an accelerator's tensor would stall it; there they are trusted.
-            if self.lengths.device.type == "cpu" and self.lengths.numel():
+            # Reading values of an accelerator's tensor would stall it, and an exported graph has
+            # none to read; there they are trusted.
+            readable = self.lengths.device.type == "cpu" and not torch.compiler.is_exporting()
+            if readable and self.lengths.numel():
                 low, high = torch.aminmax(self.lengths)
                 if low < 0 or high > self.steps:
                     raise ShapeError(f"lengths: must lie in 0..{self.steps}, not {low}..{high}")

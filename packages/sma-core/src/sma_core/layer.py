@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sma_core.config import ModelConfig
-from sma_core.dispatch import DISPATCHES, CapacityDispatch, capacity_slots, keep_surest
+from sma_core.dispatch import (
+    DISPATCHES,
+    CapacityDispatch,
+    PackedDispatch,
+    capacity_slots,
+    keep_surest,
+    largest_sizes,
+)
 from sma_core.ema import MultiHeadEMA
 from sma_core.norms import build_norm
 from sma_core.routing import RouterInputs, RoutingDecision, build_policy
@@ -102,6 +109,9 @@ class SMALayer(nn.Module):
         layout = DISPATCHES[self.config.dispatch]
         if layout is CapacityDispatch:
             decision, sizes = self._fit(decision)
+        elif torch.compiler.is_exporting():
+            # No host reads sizes there. Packed and padded rows give the same numbers.
+            layout, sizes = PackedDispatch, largest_sizes(decision.active)
         else:
             # The one read by the host. It stands here, in the outermost frame, so that a compiler
             # breaks its graph in two and no more.
@@ -215,6 +225,8 @@ def _capturing(device: torch.device) -> bool:
 
 def _running(active: Bool[Tensor, "B"]) -> tuple[bool, Int[Tensor, "A"] | None]:
     """Whether any sequence runs, and which; None for all of them. One read by the host."""
+    if torch.compiler.is_exporting():  # without a host no rows is a number of rows like any other
+        return True, active.nonzero().squeeze(1)
     if active.shape[0] == 1:
         return bool(active), None
     index = active.nonzero().squeeze(1)

@@ -16,9 +16,11 @@ class TensorState:
 
     def tensors(self) -> Iterator[Tensor]:
         """Iterate over the tensors of the tree, in field order."""
-        found: list[Tensor] = []
-        self.map(lambda tensor: found.append(tensor) or tensor)
-        return iter(found)
+        return (tensor for _, tensor in self.named_tensors())
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over the tensors with their place in the tree, ``layers.0.ema`` for one."""
+        return _walk("", self)
 
     def map(self: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
         """Build a new tree with `function` applied to every tensor."""
@@ -46,9 +48,30 @@ class TensorState:
         """Copy the given batch rows, in that order."""
         return self.map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
 
+    def narrow(self: Tree, start: int, length: int) -> Tree:
+        """View `length` batch rows from `start` on: what is written to them is written here."""
+        return self.map(lambda tensor: tensor.narrow(0, start, length))
+
+    def put(self: Tree, index: Int[Tensor, "K"], rows: Tree) -> None:
+        """Overwrite the given batch rows, no row twice, with those of another tree of this kind."""
+        for ours, theirs in zip(self.tensors(), rows.tensors(), strict=True):
+            ours.index_copy_(0, index.to(ours.device), theirs)
+
     def to(self: Tree, device: Any) -> Tree:
         """Copy to another device."""
         return self.map(lambda tensor: tensor.to(device))
+
+
+def _walk(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Depth first, under names joined by dots; what is neither tensor, state nor list has none."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, TensorState):
+        for field in dataclasses.fields(value):  # type: ignore[arg-type]
+            yield from _walk(f"{name}.{field.name}".lstrip("."), getattr(value, field.name))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _walk(f"{name}.{place}", item)
 
 
 @dataclass

@@ -61,6 +61,8 @@ class Policy(nn.Module):
 
     # Whether the policy reads its logits, so that their regularisers have something to act on.
     learns: ClassVar[bool] = True
+    # Whether what runs is weighed by the probability of running; by 1 otherwise. Read by `explain`.
+    weighs: ClassVar[bool] = True
 
     def __init__(self, config: Any, *, width: int, pool: int, layer: int) -> None:
         super().__init__()

@@ -27,6 +27,7 @@ class StraightThrough(Policy):
     it, so that a checkpoint need not hold how far its schedule had come.
     """
 
+    weighs = False
     temperature: Tensor
 
     def __init__(self, config: Any, *, width: int, pool: int, layer: int) -> None:
