@@ -1,7 +1,5 @@
 """The step without a read by the host, which CUDA graphs replay, gives what the step gives."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
 from tests.core.models import piece, random_inputs, small_config, small_model
@@ -16,6 +14,7 @@ from sma_core import (
     StreamingError,
 )
 from sma_core.captured import CapturedStep
+from sma_core.tracing import as_recording
 
 STEPS = 24
 EVERY_KIND = (
@@ -41,7 +40,7 @@ def test_it_is_the_step(name: str) -> None:
     for t in range(STEPS):
         one = piece(inputs, t, t + 1)
         expected = model.step(one, usual)
-        with patch("sma_core.layer._capturing", return_value=True):
+        with as_recording():
             got = model.step(one, recorded)
         assert_close(got.prediction, expected.prediction, "float64")
         ran += [d.active.flatten() for d in expected.decisions]

@@ -6,6 +6,7 @@ from sma_core.errors import StreamingError
 from sma_core.inputs import Inputs
 from sma_core.model import Outputs, SequenceModel
 from sma_core.state import State
+from sma_core.tracing import as_recording
 
 
 class CapturedStep:
@@ -50,12 +51,12 @@ class CapturedStep:
         # Warm-up, on a stream of its own as capture asks: libraries allocate what they need.
         side = torch.cuda.Stream(example.device)
         side.wait_stream(torch.cuda.current_stream(example.device))
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), as_recording():
             for _ in range(3):
                 model.step(self._inputs, self.state)
         torch.cuda.current_stream(example.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph), as_recording():
             self._outputs = model.step(self._inputs, self.state)
         for tensor, before in zip(self.state.tensors(), start.tensors(), strict=True):
             tensor.copy_(before)

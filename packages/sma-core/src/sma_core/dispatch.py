@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from sma_core.tracing import compiling
+from sma_core.tracing import is_compiling, is_exporting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +168,12 @@ class PackedDispatch(Dispatch):
     ) -> Rows:
         self._shape = active.shape
         flat = active.flatten()
-        if torch.compiler.is_exporting():
+        if is_exporting():
             self._index = flat.nonzero().squeeze(1)
         else:  # the size is known, so this does not read from the device a second time
             self._index = torch.nonzero_static(flat, size=total).squeeze(1)
         # Row of each step, -1 where it has none: only a compiler makes use of it.
-        self._slot = (flat.cumsum(0) - 1).where(flat, -1) if compiling() else None
+        self._slot = (flat.cumsum(0) - 1).where(flat, -1) if is_compiling() else None
         count = active.sum(1)
         return Rows(
             sequence=self._index // active.shape[1],
@@ -284,14 +284,14 @@ class CapacityDispatch(Dispatch):
     def compress(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "R D"]:
         """See `Dispatch.compress`."""
         x = x.flatten(0, 1)
-        if compiling():
+        if is_compiling():
             return cast("Tensor", _MoveRows.apply(x, self._index, self._slot))
         taken = x.index_select(0, self._index.clamp_min(0))
         return taken.masked_fill((self._index < 0).unsqueeze(1), 0.0)
 
     def extract(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "B T D"]:
         """See `Dispatch.extract`."""
-        if compiling():
+        if is_compiling():
             moved = cast("Tensor", _MoveRows.apply(rows, self._slot, self._index))
         else:
             # One slot more than steps, which all padding shares, and which is cut off.

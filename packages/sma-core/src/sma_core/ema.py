@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sma_core.tracing import compiling
+from sma_core.tracing import is_compiling, is_exporting
 
 # Steps of a chunk: long ones suit matrix units, short ones do less work.
 CHUNK = 64
@@ -111,7 +111,7 @@ class MultiHeadEMA(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             z = x.to(wide)
             both = torch.cat((z, z.flip(1)), dim=-1) if self.bidirectional else z
-            fft = self.method == "fft" and not torch.compiler.is_exporting()
+            fft = self.method == "fft" and not is_exporting()
             if fft and state is None:
                 y, final = ema_fft(both, self.coefficients(), self.omega.to(wide)), None
             else:
@@ -144,7 +144,7 @@ class MultiHeadEMA(nn.Module):
 
     def _prepared(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Coefficients of one step, made anew only when a weight has changed."""
-        if torch.compiler.is_exporting():  # its tensors must not outlive the trace
+        if is_exporting():  # its tensors must not outlive the trace
             log_q, write, read = self.coefficients()
             return log_q.exp(), write, read, self.omega.to(read.dtype)
         weights = [w for w in self._parameters.values() if w is not None]
@@ -191,7 +191,7 @@ def ema_chunked(
         The weighted sum of the states at each step, and the final state.
     """
     batch, steps, width = x.shape
-    exporting = torch.compiler.is_exporting()  # one graph then serves any number of steps
+    exporting = is_exporting()  # one graph then serves any number of steps
     size = chunk if exporting else min(chunk, steps)
     count = (steps + size - 1) // size  # rounded up by no negative number: ONNX cuts off there
     log_q, write, read = coefficients
@@ -277,7 +277,7 @@ class _ByTime(torch.autograd.Function):
 def _laid_out(x: Tensor) -> Tensor:
     """Contiguous, also where a compiler would choose another layout for the copy."""
     x = x.contiguous()
-    return x.as_strided(x.shape, x.stride()) if compiling() else x
+    return x.as_strided(x.shape, x.stride()) if is_compiling() else x
 
 
 def _by_channel(x: Float[Tensor, "G C D"]) -> Float[Tensor, "D G C"]:
@@ -330,7 +330,7 @@ def _toeplitz(kernel: Float[Tensor, "D C"]) -> Float[Tensor, "D C C"]:
 
 def _scan(gained: Float[Tensor, "D B K N"], log_decay: Float[Tensor, "D N"]) -> Tensor:
     """Run ``h_k = decay h_(k-1) + gained_k`` along K by doubling: log2(K) steps."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return _scan_exported(gained, log_decay)
     distance, count = 1, gained.shape[2]
     while distance < count:

@@ -27,6 +27,7 @@ from sma_core.routing import RouterInputs, RoutingDecision, build_policy
 from sma_core.state import TensorState
 from sma_core.submodules import SubModule, build_submodule
 from sma_core.submodules.submodule import init_linear
+from sma_core.tracing import is_exporting, is_recording
 
 
 @dataclass
@@ -109,7 +110,7 @@ class SMALayer(nn.Module):
         layout = DISPATCHES[self.config.dispatch]
         if layout is CapacityDispatch:
             decision, sizes = self._fit(decision)
-        elif torch.compiler.is_exporting():
+        elif is_exporting():
             # No host reads sizes there. Packed and padded rows give the same numbers.
             layout, sizes = PackedDispatch, largest_sizes(decision.active)
         else:
@@ -149,10 +150,10 @@ class SMALayer(nn.Module):
             streaming=True,
         )
         decision = self.policy.route(router, state.policy)
-        captured = _capturing(y.device)
+        recorded = is_recording()
         for m, submodule in enumerate(self.submodules):
             active, confidence = decision.active[:, 0, m], decision.confidence[:, 0, m, None]
-            if captured:
+            if recorded:
                 out = submodule.step_where(active, y, position, state.pool[m])
                 total = total + (out * confidence).where(active[:, None], 0.0)
                 continue
@@ -218,14 +219,9 @@ class SMALayer(nn.Module):
         return x
 
 
-def _capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph records what is launched now."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
 def _running(active: Bool[Tensor, "B"]) -> tuple[bool, Int[Tensor, "A"] | None]:
     """Whether any sequence runs, and which; None for all of them. One read by the host."""
-    if torch.compiler.is_exporting():  # without a host no rows is a number of rows like any other
+    if is_exporting():  # without a host no rows is a number of rows like any other
         return True, active.nonzero().squeeze(1)
     if active.shape[0] == 1:
         return bool(active), None

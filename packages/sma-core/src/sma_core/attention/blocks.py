@@ -5,6 +5,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional
 
+from sma_core.tracing import is_exporting
+
 # Rows of a query block. Work per row grows as W + BLOCK, so a block is no longer than needed to
 # keep the matrix products efficient.
 BLOCK = 32
@@ -30,7 +32,7 @@ class RowBlocks:
 
     def __init__(self, group: Int[Tensor, "R"], *, window: int, causal: bool) -> None:
         self._rows = group.shape[0]
-        if torch.compiler.is_exporting():  # one graph for any number of rows
+        if is_exporting():  # one graph for any number of rows
             self._block = BLOCK
             self._count = 1 + self._rows // BLOCK  # one too many where it divides, but always one
             self._before = -(-window // BLOCK)

@@ -1,5 +1,7 @@
 """Windowed attention by the fused kernel that stock PyTorch has for CUDA."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,10 +54,11 @@ def flash_attention(
     """
     count, width = query.shape
     heads = value.shape[1] // width
-    shared = [x.to(value.dtype).unsqueeze(1).expand(-1, heads, -1) for x in (query, key)]
+    query, key = (x.to(value.dtype).unsqueeze(1).expand(-1, heads, -1) for x in (query, key))
     border = torch.cat((rows.start, rows.start.new_full((1,), count))).to(torch.int32)
     seen = varlen_attn(
-        *shared,
+        query,
+        key,
         value.view(count, heads, width),
         border,
         border,
@@ -64,4 +67,4 @@ def flash_attention(
         scale=1.0,
         window_size=(window, 0 if causal else window),
     )
-    return seen.flatten(1)
+    return cast("Tensor", seen).flatten(1)

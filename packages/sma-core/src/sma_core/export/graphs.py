@@ -19,6 +19,7 @@ from sma_core.errors import ConfigError, ExportError, StreamingError
 from sma_core.inputs import Inputs
 from sma_core.model import SequenceModel, State, build_model
 from sma_core.policy_configs import BudgetConfig, TopKConfig
+from sma_core.tracing import as_export
 
 GraphKind = Literal["parallel", "step"]
 MAX_STEPS = CHUNK * 2**EXPORTED_DOUBLINGS
@@ -90,7 +91,7 @@ class Graph:
             {i: axes[size] for i, size in enumerate(slot.shape) if isinstance(size, str)}
             for slot in self.inputs
         )
-        with torch.no_grad(), any_size():
+        with torch.no_grad(), any_size(), as_export():
             try:
                 program = torch.export.export(
                     self.module,
