@@ -247,6 +247,8 @@ class _ByChannel(torch.autograd.Function):
     Matrix products would otherwise copy each channel's matrix by itself.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return _laid_out(x.permute(2, 0, 1))
@@ -261,6 +263,8 @@ class _ByChannel(torch.autograd.Function):
 
 class _ByTime(torch.autograd.Function):
     """Inverse of `_ByChannel`."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:

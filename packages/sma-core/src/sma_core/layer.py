@@ -193,7 +193,8 @@ class SMALayer(nn.Module):
         _, logits, dense = functional.linear(y, weight, bias).split(
             (fill, 2 * pool, self.config.width), dim=-1
         )
-        return logits.unflatten(-1, (pool, 2)), dense
+        # A copy: decisions live on, and would keep the memory of the whole product.
+        return logits.unflatten(-1, (pool, 2)).contiguous(), dense
 
     def _fit(self, decision: RoutingDecision) -> tuple[RoutingDecision, list[list[int]]]:
         """Decisions without those that find no slot, and the sizes of the layout."""
