@@ -23,7 +23,7 @@ from sma_core.bench.first_step import main as first_step
 from sma_core.bench.goals import judge_layer
 from sma_core.bench.peers import Attention
 from sma_core.bench.sizes import LayerSizes
-from sma_core.bench.streams import CapturedStep, EagerStep
+from sma_core.bench.streams import EagerStep, RecordedStep
 from sma_core.bench.tables import Report
 from sma_core.bench.timing import Deadline, time_in_turn
 from sma_core.costs import submodule_flops
@@ -304,13 +304,13 @@ def test_stream_times_both_modes_at_every_position(tmp_path: Path) -> None:
 def test_a_stream_that_forgets_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = CapturedStep._advance
+    right = RecordedStep.__call__
 
-    def forgets(self: CapturedStep) -> Any:
+    def forgets(self: RecordedStep, event: Any) -> Any:
         self._state.layers[0].ema.zero_()
-        return right(self)
+        return right(self, event)
 
-    monkeypatch.setattr(CapturedStep, "_advance", forgets)
+    monkeypatch.setattr(RecordedStep, "__call__", forgets)
     words = [*ONCE, *flags("--width 16 --layers 2 --window 4 --modes captured")]
     assert main(["stream", *words]) == 1
     assert "captured stream against one pass: differs by" in capsys.readouterr().err

@@ -8,19 +8,21 @@ import torch
 from sma_core.bench.equality import check_small
 from sma_core.bench.options import add_timing_options, names_in, numbers_in, positive
 from sma_core.bench.streams import (
-    CapturedStep,
     EagerStep,
+    RecordedStep,
     check_stream,
     draw_events,
     routed_model,
-    static_twin,
     stream_config,
 )
 from sma_core.bench.tables import Report, number
 from sma_core.bench.timing import Deadline, failure_text, synchronise, time_in_turn
 from sma_core.model import SMAModel
 
-MODES = ("eager", "captured")
+STEPS: dict[str, type[EagerStep] | type[RecordedStep]] = {
+    "eager": EagerStep,
+    "captured": RecordedStep,
+}
 GOAL = 1.05
 COLUMNS = ("mode", "batch", "position", "p50 ms", "± IQR", "events/s")
 
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--positions", type=numbers_in(int), default=[1_000, 1_000_000], metavar="T,T,..."
     )
-    parser.add_argument("--modes", type=names_in(MODES), default=list(MODES))
+    parser.add_argument("--modes", type=names_in(tuple(STEPS)), default=list(STEPS))
     parser.add_argument("--check-steps", type=positive, default=300)
 
 
@@ -51,8 +53,7 @@ def run(options: argparse.Namespace, report: Report, device: torch.device) -> No
     model = routed_model(config, device, seed=options.seed)
     for mode in options.modes:
         try:
-            prepared = model if mode == "eager" else static_twin(model)
-            check_stream(mode, prepared, EagerStep if mode == "eager" else CapturedStep)
+            check_stream(mode, model, STEPS[mode])
         except RuntimeError as error:  # of the capture, not of the comparison
             report.note(f"{mode}: {failure_text(error)}")
             continue
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace, report: Report, device: torch.device) -> No
                 report.note(f"{mode}, batch {batch:,}: skipped, no time left")
                 continue
             try:
-                _run_batch(options, report, device, deadline, prepared, mode, batch)
+                _run_batch(options, report, device, deadline, model, mode, batch)
             except RuntimeError as error:
                 report.note(f"{mode}, batch {batch:,}: {failure_text(error)}")
     report.print_goals()
@@ -81,7 +82,7 @@ def _run_batch(
     for position in options.positions:
         state = model.init_state(batch)
         state.position.fill_(max(0, position - options.window - 1))
-        step = (EagerStep if mode == "eager" else CapturedStep)(model, state)
+        step = STEPS[mode](model, state)
         full = draw_events(options.window + 1, batch, 1.0, device, seed=1)
         for event in full:  # windows are full from here on
             step(event)
@@ -124,7 +125,7 @@ def _run_batch(
 
 
 def _walk(
-    step: EagerStep | CapturedStep, events: list[torch.Tensor], device: torch.device
+    step: EagerStep | RecordedStep, events: list[torch.Tensor], device: torch.device
 ) -> Callable[[], None]:
     """One event after the other, each answered before the next comes."""
     taken = 0

@@ -1,7 +1,6 @@
 """Streams of a whole model: one event of each entity at a time, eagerly or as a captured graph."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -9,10 +8,12 @@ from torch import Tensor
 
 from sma_core.bench.equality import MismatchError, relative_difference
 from sma_core.bench.routing import draw_input, draw_routing, fix_model_routing
+from sma_core.captured import CapturedStep
 from sma_core.config import GatedAttentionConfig, HeadConfig, InputConfig, ModelConfig
 from sma_core.inputs import Inputs
 from sma_core.model import SequenceModel, SMAModel
 from sma_core.state import State
+from sma_core.tracing import as_recording
 
 CHANNELS = 8
 # Worst of a stream against one pass in float32: other order of sums, at every step.
@@ -75,72 +76,34 @@ class EagerStep:
         return self._model.step(Inputs(event), self._state).prediction
 
 
-class CapturedStep:
-    """A step of static shape: replayed as one CUDA graph, computed eagerly off CUDA.
-
-    It is the pass over a chunk of one step, in the layout ``capacity`` with a slot for every
-    event: nothing is read by the host, and every row of the pool is computed.
+class RecordedStep:
+    """The step that CUDA graphs record: replayed on CUDA, computed eagerly elsewhere.
 
     Parameters
     ----------
     model
-        In evaluation; its layout is ``capacity`` with a share of 1.
+        In evaluation.
     state
-        To go on from; its tensors are updated in place.
+        To go on from.
     channels
         C.
     """
 
     def __init__(self, model: SequenceModel, state: State, channels: int = CHANNELS) -> None:
         self._model, self._state = model, state
-        self._event = torch.zeros(state.batch, 1, channels, device=state.position.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._prediction: Tensor | None = None
-        if self._event.is_cuda:
-            self._capture()
+        event = torch.zeros(state.batch, 1, channels, device=state.position.device)
+        self._captured = CapturedStep(model, Inputs(event), state) if event.is_cuda else None
 
     def __call__(self, event: Float[Tensor, "B 1 C"]) -> Tensor:
         """Take one event of each entity; returns the prediction, which the next call overwrites."""
-        self._event.copy_(event)
-        if self._graph is None:
-            return self._advance()
-        self._graph.replay()
-        assert self._prediction is not None  # noqa: S101  (made by the capture)
-        return self._prediction
-
-    @torch.no_grad()
-    def _advance(self) -> Tensor:
-        working = self._state.clone()  # a chunk puts new tensors into its state
-        prediction = self._model(Inputs(self._event), working).prediction
-        for old, new in zip(self._state.tensors(), working.tensors(), strict=True):
-            old.copy_(new)
-        return prediction
-
-    def _capture(self) -> None:
-        before = self._state.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._advance()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._prediction = self._advance()
-        self._graph = graph
-        for old, new in zip(self._state.tensors(), before.tensors(), strict=True):
-            old.copy_(new)
-
-
-def static_twin(model: SMAModel) -> SMAModel:
-    """Make the same model in the layout that `CapturedStep` needs."""
-    twin = SMAModel(replace(model.config, dispatch="capacity", capacity=1.0))
-    twin.load_state_dict(model.state_dict())
-    return twin.to(model.head.weight.device).eval()
+        if self._captured is not None:
+            return self._captured(Inputs(event)).prediction
+        with as_recording():
+            return self._model.step(Inputs(event), self._state).prediction
 
 
 def check_stream(
-    name: str, model: SMAModel, make: Callable[[SMAModel, State], EagerStep | CapturedStep]
+    name: str, model: SMAModel, make: Callable[[SMAModel, State], EagerStep | RecordedStep]
 ) -> None:
     """Compare a stream longer than its window with one pass.
 
