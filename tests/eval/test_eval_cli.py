@@ -34,7 +34,8 @@ def typed(
 ) -> Typed:
     """Type a command in an empty folder that holds ``study.toml``."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SMA_DATA", raising=False)
+    for name in ("SMA_DATA", "SMA_CACHE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
     Path("study.toml").write_text(study_text())
 
     def run(*arguments: str) -> Outcome:
@@ -68,12 +69,14 @@ def folder(tmp_path: Path) -> StudyFolder:
 def test_a_dry_run_lists_the_trials_and_writes_nothing(typed: Typed, tmp_path: Path) -> None:
     done = typed("run", "study.toml", "--dry-run")
     assert done.code == 0
-    assert done.out.splitlines()[0].endswith(": 4 trials")
-    assert [line.split("  ")[-1] for line in done.out.splitlines()[1:]] == [
-        trial.label for trial in tiny_trials()
-    ]
-    listed = json.loads(typed("run", "study.toml", "--dry-run", "--json").out)
-    assert [trial["id"] for trial in listed["trials"]] == [trial.id for trial in tiny_trials()]
+    head, *listed, cost, duration = done.out.splitlines()
+    assert head.endswith(": 4 trials")
+    assert [line.split("  ")[-1] for line in listed] == [trial.label for trial in tiny_trials()]
+    assert cost.startswith("cost: 48 optimiser steps over 3,072 time steps")
+    assert duration.startswith("time: about ")
+    document = json.loads(typed("run", "study.toml", "--dry-run", "--json").out)
+    assert document["cost"]["trials"] == 4
+    assert [trial["id"] for trial in document["trials"]] == [trial.id for trial in tiny_trials()]
     assert [entry.name for entry in tmp_path.iterdir()] == ["study.toml"]
 
 
@@ -193,6 +196,9 @@ def test_report_prints_the_table_or_its_document(typed: Typed, folder: StudyFold
         ("always", 0.75),
         ("tempered_softmax @ 0.5", None),
     ]
+    assert document["findings"]["best"] == "always"
+    assert document["conclusion"][0].startswith("One seed an arm")
+    assert document["conclusion"][-1] in typed("report", "study").out
 
 
 @pytest.mark.usefixtures("folder")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.eval.studies import finished, tiny_study, tiny_trials
 
+from sma_eval import experiment
 from sma_eval.errors import FolderError
 from sma_eval.folder import RAY, STUDY_FILE, TRIALS, StudyFolder, claimed, in_use
 from sma_eval.records import TrialRecord
@@ -192,3 +193,19 @@ def test_pruning_keeps_the_checkpoints_that_records_name(folder: StudyFolder) ->
     folder.prune([done])
     assert kept.exists()
     assert sorted(p.name for p in (folder.path / RAY).rglob("*") if p.is_file()) == ["model.json"]
+
+
+def test_studies_share_generated_data_in_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "_carry_out", lambda folder, *rest, **options: folder)
+    for name in ("one", "two"):
+        experiment.run(tiny_study(), data=Path(), out=tmp_path / name, cache=tmp_path / "cache")
+    one, two = (StudyFolder.open(tmp_path / name) for name in ("one", "two"))
+    assert one.dataset_path == two.dataset_path
+    assert one.dataset_path.parent == tmp_path / "cache"
+    assert not (tmp_path / "one" / "datasets").exists()
+    experiment.run(tiny_study(), data=Path(), out=tmp_path / "three")
+    three = StudyFolder.open(tmp_path / "three")
+    assert three.dataset_path.parent == tmp_path / "three" / "datasets"
+    assert three.dataset_digest == one.dataset_digest

@@ -71,3 +71,13 @@ def test_frames_go_through_parquet(tmp_path: Path) -> None:
     arms = arms_frame(rows)
     assert arms["difference_mean"].to_list() == [None, -0.25]
     assert arms["objective_low"].to_list() == [None, None]
+
+
+def test_latency_and_memory_of_streams_are_shown_where_they_were_measured() -> None:
+    one = finished(trial("a"), latency_seconds=1.5e-4, state_bytes=2048)
+    table = text_table(summarize([one], STUDY.objective), STUDY)
+    assert table.splitlines()[0].split()[-5:] == ["us/step", "state", "steps", "best", "at"]
+    assert table.splitlines()[1].split()[-4:] == ["150", "2,048", "12", "8"]
+    assert "bytes of a stream" in table
+    without = text_table(summarize([finished(trial("a"))], STUDY.objective), STUDY)
+    assert "us/step" not in without

@@ -46,8 +46,8 @@ class ArmSummary:
         To the first arm, paired by seed; None for the first arm itself or without common seeds.
     activation_rate, target_rate
         Share of (step, layer, sub-module) that ran, on the test split, and what training aimed at.
-    flops_per_step, dense_flops_per_step
-        Means over seeds.
+    flops_per_step, dense_flops_per_step, latency_seconds, state_bytes
+        Means over seeds; the last two are None for models that cannot stream.
     steps, best_step
         Means over seeds of optimiser steps, and of those until the best weights.
     """
@@ -63,6 +63,8 @@ class ArmSummary:
     activation_rate: float | None = None
     flops_per_step: float | None = None
     dense_flops_per_step: float | None = None
+    latency_seconds: float | None = None
+    state_bytes: float | None = None
     steps: float | None = None
     best_step: float | None = None
 
@@ -94,13 +96,10 @@ def summarize(records: Sequence[TrialRecord], objective: Objective) -> list[ArmS
     objective
         The metric, and which way is better.
     """
-    arms: dict[str, list[TrialRecord]] = {}
-    for record in records:
-        arms.setdefault(record.trial.arm, []).append(record)
     rows: list[ArmSummary] = []
     reference: dict[int, float] | None = None
-    for arm, members in arms.items():
-        chosen = _chosen(members, objective)
+    for arm, chosen in chosen_trials(records, objective).items():
+        members = [record for record in records if record.trial.arm == arm]
         values = {r.trial.seed: result_of(r).test[objective.metric] for r in chosen}
         difference = None
         if reference is None:
@@ -111,10 +110,24 @@ def summarize(records: Sequence[TrialRecord], objective: Objective) -> list[ArmS
     return rows
 
 
+def chosen_trials(
+    records: Sequence[TrialRecord], objective: Objective
+) -> dict[str, list[TrialRecord]]:
+    """Return the finished trials that stand for each arm: those with its best nuisance values.
+
+    Best is the mean objective on validation over seeds. Values that finished fewer seeds than
+    others do not win. The list is empty for an arm of which none has finished.
+    """
+    arms: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        arms.setdefault(record.trial.arm, []).append(record)
+    return {arm: _chosen(members, objective) for arm, members in arms.items()}
+
+
 def best_trial(records: Sequence[TrialRecord], objective: Objective) -> TrialRecord | None:
     """Return the finished trial with the best objective on validation; None when none finished."""
     finished = [record for record in records if record.result is not None]
-    return min(finished, key=lambda record: _cost(record, objective), default=None)
+    return min(finished, key=lambda record: validation_cost(record, objective), default=None)
 
 
 def result_of(record: TrialRecord) -> TrialResult:
@@ -122,6 +135,12 @@ def result_of(record: TrialRecord) -> TrialResult:
     if record.result is None:
         raise ValueError(f"trial {record.trial.label} is {record.status} and has no result")
     return record.result
+
+
+def validation_cost(record: TrialRecord, objective: Objective) -> float:
+    """Objective of a finished trial on validation, turned so that less is better."""
+    value = result_of(record).validation[objective.metric]
+    return value if objective.mode == "min" else -value
 
 
 def _chosen(members: Sequence[TrialRecord], objective: Objective) -> list[TrialRecord]:
@@ -133,7 +152,7 @@ def _chosen(members: Sequence[TrialRecord], objective: Objective) -> list[TrialR
 
     # Values that finished fewer seeds than others must not win by a lucky one.
     def rank(group: list[TrialRecord]) -> tuple[int, float]:
-        return -len(group), statistics.fmean(_cost(record, objective) for record in group)
+        return -len(group), statistics.fmean(validation_cost(record, objective) for record in group)
 
     return min(groups.values(), key=rank, default=[])
 
@@ -145,8 +164,9 @@ def _row(
     values: dict[int, float],
     difference: Estimate | None,
 ) -> ArmSummary:
-    def mean(figure: Callable[[TrialResult], float]) -> float | None:
-        return statistics.fmean(figure(result_of(r)) for r in chosen) if chosen else None
+    def mean(figure: Callable[[TrialResult], float | None]) -> float | None:
+        known = [value for r in chosen if (value := figure(result_of(r))) is not None]
+        return statistics.fmean(known) if known else None
 
     return ArmSummary(
         arm=arm,
@@ -160,11 +180,8 @@ def _row(
         activation_rate=mean(lambda result: result.test["activation_rate"]),
         flops_per_step=mean(lambda result: result.flops_per_step),
         dense_flops_per_step=mean(lambda result: result.dense_flops_per_step),
+        latency_seconds=mean(lambda result: result.latency_seconds),
+        state_bytes=mean(lambda result: result.state_bytes),
         steps=mean(lambda result: result.steps),
         best_step=mean(lambda result: result.best_step),
     )
-
-
-def _cost(record: TrialRecord, objective: Objective) -> float:
-    value = result_of(record).validation[objective.metric]
-    return value if objective.mode == "min" else -value

@@ -6,6 +6,7 @@ in the table), 1 no trial finished, 2 bad input, 130 stopped.
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +16,12 @@ from sma_core.errors import SMAError
 from sma_eval import experiment
 from sma_eval.console import ConsoleProgress
 from sma_eval.errors import StudyError
+from sma_eval.estimate import estimate_cost
 from sma_eval.experiment import Outcome
 from sma_eval.folder import STUDY_FILE, in_use
 from sma_eval.report import arms_frame, trials_frame
 from sma_eval.space import Trial
-from sma_eval.study import load_study
+from sma_eval.study import Study, load_study
 
 app = typer.Typer(
     name="sma-eval",
@@ -69,10 +71,19 @@ def run(
         Path | None,
         typer.Option("--out", help="The study folder; runs/NAME unless told.", metavar="DIR"),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache",
+            envvar="SMA_CACHE",
+            help="Generated data, shared between studies; in the study folder unless told.",
+            metavar="DIR",
+        ),
+    ] = None,
     address: Address = "local",
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the trials and stop; nothing is written.")
+        bool, typer.Option("--dry-run", help="List the trials and their cost; nothing starts.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +94,7 @@ def run(
     plan = load_study(study)
     trials = experiment.list_trials(plan, data)
     if dry_run:
-        _print_trials(plan.name, plan.digest, trials, as_json)
+        _print_trials(plan, trials, as_json)
         return
     folder = out or Path("runs") / plan.name
     before = Outcome.read(folder) if (folder / STUDY_FILE).exists() else None
@@ -95,6 +106,7 @@ def run(
         plan,
         data=data,
         out=folder,
+        cache=cache,
         address=address,
         tracking_uri=tracking_uri,
         observers=[ConsoleProgress(plan, len(trials), ended)],
@@ -218,7 +230,14 @@ def _finish(outcome: Outcome, as_json: bool) -> None:
 
 def _print_outcome(outcome: Outcome, as_json: bool) -> None:
     if as_json:
-        _print_json({**_summary(outcome), "arms": arms_frame(outcome.rows).to_dicts()})
+        _print_json(
+            {
+                **_summary(outcome),
+                "arms": arms_frame(outcome.rows).to_dicts(),
+                "findings": asdict(outcome.findings),
+                "conclusion": outcome.conclusion,
+            }
+        )
     else:
         typer.echo(outcome.table, nl=False)
 
@@ -236,14 +255,18 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print_trials(name: str, digest: str, trials: tuple[Trial, ...], as_json: bool) -> None:
+def _print_trials(study: Study, trials: tuple[Trial, ...], as_json: bool) -> None:
+    cost = estimate_cost(trials, study.resources)
     if as_json:
         content = [{"label": trial.label, **trial.to_dict()} for trial in trials]
-        _print_json({"study": name, "digest": digest, "trials": content})
+        _print_json(
+            {"study": study.name, "digest": study.digest, "cost": asdict(cost), "trials": content}
+        )
         return
-    typer.echo(f"study {name} {digest[:12]}: {len(trials)} trials")
+    typer.echo(f"study {study.name} {study.digest[:12]}: {len(trials)} trials")
     for trial in trials:
         typer.echo(f"  {trial.id}  {trial.label}")
+    typer.echo(str(cost))
 
 
 def _print_json(content: dict[str, Any]) -> None:

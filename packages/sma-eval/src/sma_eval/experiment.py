@@ -9,13 +9,14 @@ from sma_core.checkpoint import load_checkpoint, save_checkpoint
 from sma_core.dataset import PreparedDataset
 from sma_core.files import replacing
 from sma_eval.analysis import ArmSummary, best_trial, summarize
+from sma_eval.conclusion import conclude
 from sma_eval.errors import FolderError
+from sma_eval.findings import Findings, find
 from sma_eval.folder import DATASETS, STUDY_FILE, StudyFolder, claimed
 from sma_eval.records import Observer, TrialRecord
 from sma_eval.report import arms_frame, markdown_table, text_table, trials_frame, write_parquet
 from sma_eval.space import Trial, expand
 from sma_eval.study import Study
-from sma_eval.tasks import describe_task, prepare_task
 
 TABLE_FILES = ("table.txt", "arms.parquet", "trials.parquet")
 
@@ -54,8 +55,19 @@ class Outcome:
 
     @property
     def table(self) -> str:
-        """The table as text."""
-        return text_table(self.rows, self.folder.study)
+        """The table as text, and what it says in plain words."""
+        lines = "\n".join(self.conclusion)
+        return f"{text_table(self.rows, self.folder.study)}\n{lines}\n"
+
+    @property
+    def findings(self) -> Findings:
+        """Noise, effects, rates and fronts."""
+        return find(self.records, self.folder.study.objective)
+
+    @property
+    def conclusion(self) -> list[str]:
+        """The findings in plain words."""
+        return conclude(self.findings, self.folder.study.objective)
 
     def count(self, *statuses: str) -> int:
         """Count the trials of some statuses."""
@@ -69,7 +81,7 @@ class Outcome:
 
 def list_trials(study: Study, data: Path) -> tuple[Trial, ...]:
     """List a study's trials, without running or writing anything; the errors are those of `run`."""
-    return expand(study, *describe_task(study.task, data))
+    return expand(study, *study.task.describe(data))
 
 
 def run(
@@ -77,6 +89,7 @@ def run(
     *,
     data: Path,
     out: Path,
+    cache: Path | None = None,
     address: str = "local",
     tracking_uri: str | None = None,
     observers: Sequence[Observer] = (),
@@ -91,6 +104,8 @@ def run(
         Folder that prepared data sets are relative to.
     out
         The study folder. On a cluster every node must see it at this path.
+    cache
+        Folder of generated data that studies share, seen by every node likewise; None: in `out`.
     address
         Of a Ray cluster (``auto``, or ``host:port`` of its head), or ``local``.
     tracking_uri
@@ -110,7 +125,7 @@ def run(
         if (out / STUDY_FILE).exists():
             folder = StudyFolder.open(out).reopened(study)
         else:
-            dataset = prepare_task(study.task, data=data, cache=out / DATASETS)
+            dataset = study.task.prepare(data=data, cache=cache or out / DATASETS)
             folder = StudyFolder.create(out, study, trials, dataset.folder, dataset.card.digest)
         return _carry_out(folder, address, tracking_uri, observers, retry_failed=False)
 
@@ -231,7 +246,14 @@ def _carry_out(
             outcome.records,
             status="FINISHED" if outcome.complete else "KILLED",
             description="\n\n".join(
-                filter(None, [escape(study.description), markdown_table(outcome.rows, study)])
+                filter(
+                    None,
+                    [
+                        escape(study.description),
+                        markdown_table(outcome.rows, study),
+                        *map(escape, outcome.conclusion),
+                    ],
+                )
             ),
             files=[path / name for name in TABLE_FILES],
         )

@@ -27,6 +27,11 @@ class TrialResult:
         Optimiser steps taken in all, and until the best weights.
     seconds
         Wall-clock seconds of training, of every attempt together.
+    latency_seconds
+        Median of a streaming step of one sequence, on the trial's device, beside whatever else ran
+        there; None for a model that cannot stream.
+    state_bytes
+        What a stream keeps from step to step; None likewise.
     """
 
     validation: Mapping[str, float]
@@ -38,6 +43,8 @@ class TrialResult:
     steps: int
     best_step: int
     seconds: float
+    latency_seconds: float | None = None
+    state_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,13 +30,15 @@ _TRIAL_SCHEMA = {
     "activation": pl.List(pl.List(pl.Float64)),
     "flops_per_step": pl.Float64,
     "dense_flops_per_step": pl.Float64,
+    "latency_seconds": pl.Float64,
+    "state_bytes": pl.Int64,
     "parameters": pl.Int64,
     "best_step": pl.Int64,
     "seconds": pl.Float64,
     "checkpoint": pl.String,
     "reason": pl.String,
 }
-_WIDE_TABLE_ONLY = ("seeds", "target", "flops/step", "steps", "best at")
+_WIDE_TABLE_ONLY = ("seeds", "target", "flops/step", "us/step", "state", "steps", "best at")
 _COUNTS = ("seeds", "failed", "unfinished")
 _ESTIMATES = ("objective", "difference")
 
@@ -68,6 +70,8 @@ def trials_frame(records: Sequence[TrialRecord], study: Study) -> pl.DataFrame:
                 "activation": [list(layer) for layer in result.activation],
                 "flops_per_step": result.flops_per_step,
                 "dense_flops_per_step": result.dense_flops_per_step,
+                "latency_seconds": result.latency_seconds,
+                "state_bytes": result.state_bytes,
                 "parameters": result.parameters,
                 "best_step": result.best_step,
                 "seconds": result.seconds,
@@ -143,6 +147,11 @@ def _cells(rows: Sequence[ArmSummary], study: Study) -> list[list[str]]:
         "target": lambda row: _number(row.target_rate, ".3f"),
         "flops/step": lambda row: _number(row.flops_per_step, ",.0f"),
         "of dense": lambda row: _number(row.dense_share, ".2f"),
+    }
+    if any(row.latency_seconds is not None for row in rows):
+        columns["us/step"] = lambda row: _number(row.latency_seconds, ",.0f", 1e6)
+        columns["state"] = lambda row: _number(row.state_bytes, ",.0f")
+    columns |= {
         "steps": lambda row: _number(row.steps, ",.0f"),
         "best at": lambda row: _number(row.best_step, ",.0f"),
     }
@@ -153,8 +162,8 @@ def _cells(rows: Sequence[ArmSummary], study: Study) -> list[list[str]]:
     return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "-" if value is None else format(value * scale, form)
 
 
 def _estimate(value: Estimate | None, form: str) -> str:
@@ -173,6 +182,10 @@ def _legend(rows: Sequence[ArmSummary], study: Study) -> str:
         "an interval that holds 0 tells the two not apart.",
         "active: share of (step, layer, sub-module) that ran; flops/step: one forward step.",
     ]
+    if any(row.latency_seconds is not None for row in rows):
+        lines.append(
+            "us/step: median of a streaming step, beside what else ran; state: bytes of a stream."
+        )
     improving = [row.arm for row in rows if row.steps and row.best_step == row.steps]
     if improving:
         lines.append(

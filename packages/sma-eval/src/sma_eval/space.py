@@ -22,7 +22,7 @@ from sma_core.files import digest_of
 from sma_core.routing import policy_class
 from sma_core.training import TrainingConfig
 from sma_eval.errors import FieldError
-from sma_eval.study import SelectiveCopying, Study
+from sma_eval.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +187,8 @@ def _place(message: str, i: int, j: int) -> str:
 
 def _trial(study: Study, arm: Arm, nuisance: Mapping[str, int | float], seed: int) -> Trial:
     values = {**study.training, **nuisance, "seed": seed, "target_rate": arm.target_rate}
-    whole = study.task.steps if isinstance(study.task, SelectiveCopying) else 1
-    if isinstance(study.task, SelectiveCopying):
+    whole = study.task.steps
+    if whole is not None:
         values.setdefault("window", whole)
     known = [f.name for f in dataclasses.fields(TrainingConfig)]
     for name in values:
@@ -204,7 +204,7 @@ def _trial(study: Study, arm: Arm, nuisance: Mapping[str, int | float], seed: in
         table = "nuisance" if named in nuisance else "training"
         raise FieldError(f"{table}.{error}") from error
     # A window that cuts a sequence would ask for tokens that the model never saw.
-    if training["window"] < whole:
+    if whole is not None and training["window"] < whole:
         raise FieldError(
             f"training.window: a sequence of the task has {whole} steps; "
             "leave the window out, or give at least as many"
@@ -228,9 +228,13 @@ def _trial(study: Study, arm: Arm, nuisance: Mapping[str, int | float], seed: in
 
 
 def _label(member: Mapping[str, Any]) -> str:
-    fields = ", ".join(_pairs(member))
+    fields = ", ".join(_pairs({k: v for k, v in member.items() if k != "kind"}))
     return f"{member['kind']}({fields})" if fields else str(member["kind"])
 
 
-def _pairs(member: Mapping[str, Any]) -> Iterator[str]:
-    return (f"{name}={value}" for name, value in member.items() if name != "kind")
+def _pairs(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _pairs(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={value}"

@@ -11,7 +11,7 @@ import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,8 @@ from pydantic import (
 
 from sma_core.files import digest_of
 from sma_eval.errors import FieldError
+from sma_eval.section import Section, Seed
+from sma_eval.tasks import TASKS, Task
 
 # What a study decides elsewhere cannot be set a second time in a table of fixed values.
 _MODEL_ELSEWHERE = {
@@ -42,12 +44,7 @@ _TRAINING_ELSEWHERE = {
 _BUDGET = ("max_steps", "batch_size", "window", "evaluate_every", "evaluate_batches", "patience")
 _MODES = {"loss": "min", "accuracy": "max"}
 MAX_TRIALS = 10_000
-
-
-class Section(BaseModel):
-    """A table of the study: frozen, and strict about names and types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_TASK_KINDS = [get_args(task.model_fields["kind"].annotation)[0] for task in TASKS]
 
 
 def _a_choice(values: Sequence[Any]) -> Sequence[Any]:
@@ -61,69 +58,12 @@ def _a_choice(values: Sequence[Any]) -> Sequence[Any]:
     return values
 
 
-# Random generators take their seeds in 64 bits, and training spreads one over many steps.
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Rates = Annotated[
     tuple[Rate, ...],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list | tuple) else (value,)),
     AfterValidator(_a_choice),
 ]
-
-
-Sequences = Annotated[int, Field(ge=1, le=1_000_000)]
-
-
-class SelectiveCopying(Section):
-    """Copy scattered tokens in order, past noise: needs memory that chooses what to keep.
-
-    After "selective copying" of Gu & Dao, arXiv 2312.00752, section 3.1.
-    """
-
-    kind: Literal["selective_copying"]
-    length: Annotated[int, Field(ge=1, le=65_536)] = 48
-    """Steps over which the tokens are scattered."""
-    tokens: Annotated[int, Field(ge=1, le=65_536)] = 4
-    """Tokens to remember, and steps at the end that ask for them."""
-    vocabulary: Annotated[int, Field(ge=2, le=4096)] = 8
-    """Number of different tokens; chance accuracy is one over it."""
-    train_sequences: Sequences = 2048
-    validation_sequences: Sequences = 256
-    test_sequences: Sequences = 512
-    seed: Seed = 0
-    """Of the data; the seeds of the trials do not change it."""
-
-    @model_validator(mode="after")
-    def _tokens_fit(self) -> Self:
-        if self.tokens > self.length:
-            raise ValueError(f"{self.tokens} tokens do not fit into length {self.length}")
-        return self
-
-    @property
-    def test(self) -> str:
-        """Split that the table speaks of."""
-        return "test"
-
-    @property
-    def steps(self) -> int:
-        """Steps of one sequence: the part to read and the part that answers."""
-        return self.length + self.tokens
-
-
-class Prepared(Section):
-    """A prepared data set, as ``sma-pilot`` or a `sma_core.DatasetWriter` leaves it."""
-
-    kind: Literal["prepared"]
-    dataset: Annotated[str, Field(min_length=1)]
-    """Its folder, relative to the data folder."""
-    head: Literal["forecast", "step_classification", "sequence_classification"]
-    """What is learned from it."""
-    test: Annotated[str, Field(min_length=1)] | None = None
-    """Split that the table speaks of. None: validation, which also chose; a pilot's judged rows
-    then stay unseen by every study before it."""
-
-
-Task = Annotated[SelectiveCopying | Prepared, Field(discriminator="kind")]
 
 
 class PolicyEntry(BaseModel):
@@ -141,7 +81,7 @@ class PolicyEntry(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Scientific(Section):
+class Scientific(Section, frozen=True):
     """What is compared: every policy, at each of its rates, with every pool."""
 
     policy: Annotated[tuple[PolicyEntry, ...], AfterValidator(_a_choice)]
@@ -153,7 +93,7 @@ class Scientific(Section):
     """Each entry is a list of sub-modules."""
 
 
-class Objective(Section):
+class Objective(Section, frozen=True):
     """The figure that chooses among nuisance values (on validation) and fills the table."""
 
     metric: Literal["loss", "accuracy"]
@@ -170,7 +110,7 @@ class Objective(Section):
         return self
 
 
-class Resources(Section):
+class Resources(Section, frozen=True):
     """What one trial takes from the machine or cluster, and how trials share it."""
 
     cpus: Annotated[float, Field(gt=0.0)] = 1.0
@@ -189,19 +129,21 @@ class Resources(Section):
         return self
 
 
-class Study(Section):
+class Study(Section, frozen=True):
     """A whole study, decided beforehand."""
 
     version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     description: str = ""
     task: Task
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default_factory=dict)
     """Fixed fields of `sma_core.ModelConfig`."""
     training: dict[str, Any]
     """Fixed fields of `sma_core.TrainingConfig`; ``max_steps`` is every arm's budget."""
     scientific: Scientific
-    nuisance: dict[str, Annotated[tuple[int | float, ...], AfterValidator(_a_choice)]] = {}
+    nuisance: dict[str, Annotated[tuple[int | float, ...], AfterValidator(_a_choice)]] = Field(
+        default_factory=dict
+    )
     """Fields of `sma_core.TrainingConfig` with the values tried; the best stands for its arm."""
     seeds: Annotated[tuple[Seed, ...], AfterValidator(_a_choice)]
     objective: Objective
@@ -222,7 +164,7 @@ class Study(Section):
                 )
             if name in self.training:
                 raise ValueError(f"nuisance.{name}: also fixed in [training]; keep one of the two")
-        if self.objective.metric == "accuracy" and self._head == "forecast":
+        if self.objective.metric == "accuracy" and self.task.head == "forecast":
             raise ValueError("objective.metric: a forecast has no accuracy; write metric = 'loss'")
         return self
 
@@ -241,10 +183,6 @@ class Study(Section):
                 f"{product} are {trials} trials; a study has at most {MAX_TRIALS}: try fewer values"
             )
         return self
-
-    @property
-    def _head(self) -> str:
-        return self.task.head if isinstance(self.task, Prepared) else "step_classification"
 
     @property
     def digest(self) -> str:
@@ -296,7 +234,7 @@ def _refuse(table: dict[str, Any], elsewhere: dict[str, str], name: str) -> None
 
 def _describe(problem: Any) -> tuple[str, str]:
     # A union's branches leave their tags in the location; a user knows fields only.
-    tags = {"selective_copying", "prepared", "int", "float"}
+    tags = {*_TASK_KINDS, "int", "float"}
     parts = [part for part in problem["loc"] if part not in tags]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     message = problem["msg"].removeprefix("Value error, ")

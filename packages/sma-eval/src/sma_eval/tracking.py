@@ -35,6 +35,10 @@ TRIAL_TAG = "sma.trial"
 _NOTE = "mlflow.note.content"
 # Groups of metrics on a run's page: what was seen while training, then what came of it.
 _LIVE = "live"
+_COSTS = (
+    *("flops_per_step", "dense_flops_per_step", "latency_seconds", "state_bytes"),
+    *("parameters", "best_step", "seconds"),
+)
 _MAX_METRICS = 1000  # of one log_batch
 _MAX_PARAMS = 100
 
@@ -324,8 +328,9 @@ def _figures(record: TrialRecord) -> Iterator[tuple[str, float]]:
     for layer, rates in enumerate(result.activation):
         for m, (member, rate) in enumerate(zip(record.trial.model["pool"], rates, strict=True)):
             yield f"activation/layer_{layer}.{m}_{member['kind']}", rate
-    for name in ("flops_per_step", "dense_flops_per_step", "parameters", "best_step", "seconds"):
-        yield f"cost/{name}", float(getattr(result, name))
+    for name in _COSTS:
+        if (value := getattr(result, name)) is not None:
+            yield f"cost/{name}", float(value)
 
 
 def _first_line(error: Exception) -> str:

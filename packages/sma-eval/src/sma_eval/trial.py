@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.metadata
 import platform
+import statistics
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import torch
 
 from sma_core.checkpoint import load_checkpoint
 from sma_core.config import config_from_dict
-from sma_core.costs import dense_step_flops, parameter_count, step_flops
-from sma_core.dataset import PreparedDataset, WindowSampler
+from sma_core.costs import dense_step_flops, parameter_count, state_bytes, step_flops
+from sma_core.dataset import PreparedDataset, Split, WindowSampler
+from sma_core.inputs import Inputs
 from sma_core.model import SequenceModel
 from sma_core.objectives import activation_rates
 from sma_core.threads import compute_threads
@@ -20,6 +23,9 @@ from sma_core.training import TrainingConfig, evaluate, fit
 from sma_core.training_state import Progress
 from sma_eval.records import Report, TrialResult
 from sma_eval.space import Trial
+
+# Streaming steps that are run before any is timed, and that are timed.
+_WARM_STEPS, _TIMED_STEPS = 8, 64
 
 OnReport = Callable[[Report, Path | None], None]
 """Takes a report, and the trial's folder when it holds a state to go on from."""
@@ -92,6 +98,7 @@ def run_trial(
         )
         whole = dataclasses.replace(training, evaluate_batches=sampler.batches_per_epoch)
         activation = measure_activation(model, sampler, device)
+        streams = config.causal
         return TrialResult(
             validation=fitted.validation_metrics,
             test=evaluate(model, sampler, whole, device=device),
@@ -102,6 +109,10 @@ def run_trial(
             steps=fitted.steps,
             best_step=fitted.best_step,
             seconds=fitted.seconds,
+            latency_seconds=measure_latency(model, data.split(test_split), device)
+            if streams
+            else None,
+            state_bytes=state_bytes(config) if streams else None,
         )
 
 
@@ -125,6 +136,34 @@ def measure_activation(
         total = total + rates * count
         steps += count
     return tuple(tuple(layer) for layer in (total / steps).tolist())
+
+
+@torch.no_grad()
+def measure_latency(model: SequenceModel, split: Split, device: str = "cpu") -> float:
+    """Measure the median seconds of a streaming step, on the first rows of `split`."""
+    model.eval()
+    rows = split.read(0, min(int(split.offsets[1]), _WARM_STEPS + _TIMED_STEPS))
+
+    def at(step: int) -> Inputs:
+        columns = (rows.numeric, rows.categorical)
+        numeric, categorical = (
+            None if column is None else column[step][None, None] for column in columns
+        )
+        return Inputs(numeric, None if categorical is None else categorical.long()).to(device)
+
+    length = len(rows.time)
+    state = model.init_state(1)
+    seconds: list[float] = []
+    for step in range(_WARM_STEPS + _TIMED_STEPS):
+        if step % length == 0:
+            state = model.init_state(1)
+        inputs = at(step % length)
+        start = time.perf_counter()
+        model.step(inputs, state)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[_WARM_STEPS:])
 
 
 def environment() -> dict[str, Any]:
