@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal, get_args
+from typing import Literal, get_args, no_type_check
 
 import torch
 from torch import distributed as dist
@@ -77,6 +77,7 @@ ALONE = Parallel()
 
 
 @contextmanager
+@no_type_check  # checked below, with errors of our own
 def join(
     sharding: Sharding = "ddp", *, device: str | None = None, silence: float = 30.0
 ) -> Iterator[Parallel]:

@@ -1,5 +1,6 @@
 """One model in several processes: whole in each (DDP), or a share in each (FSDP2)."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -55,10 +56,7 @@ class Spread:
         if parallel.sharding == "fsdp":
             _shard(model, parallel)
             return
-        # No buffer takes part in learning by gradient, and all are equal by construction.
-        self._ddp = nn.parallel.DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        self._ddp = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.module = self._ddp
 
     @contextmanager
@@ -125,6 +123,8 @@ def _shard(model: SequenceModel, parallel: Parallel) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # A layer returns its router's logits, a view, and nobody writes into them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(parallel.device.type, (parallel.size,))
     for layer in layers_of(model, "sharding"):
         fully_shard(layer, mesh=mesh)
