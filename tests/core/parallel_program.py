@@ -17,9 +17,11 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -115,13 +117,26 @@ def disturb(what: str, rank: int) -> None:
             if what == "raise":
                 raise ValueError("the disk is full")
             if what == "interrupt":
-                os.kill(os.getppid(), signal.SIGINT)
-                time.sleep(3.0)  # torchrun hands it on
+                interrupt_parent()
             else:
                 os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGINT)
         return take(self, step, *args, **options)  # type: ignore[arg-type]
 
     Stepper.take = disturbed  # type: ignore[method-assign]
+
+
+def interrupt_parent() -> None:
+    """Send torchrun a Ctrl-C, and wait until it hands it on to this process."""
+    came, handler = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        assert callable(handler)
+        handler(number, frame)
+        came.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    os.kill(os.getppid(), signal.SIGINT)
+    assert came.wait(PATIENCE / 2)
 
 
 def take_part(what: str, folder: Path, names: tuple[str, ...]) -> None:
