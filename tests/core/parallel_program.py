@@ -2,8 +2,8 @@
 
 ``python -m tests.core.parallel_program rank WHAT FOLDER [CASE ...]`` is one process, in torchrun's
 environment. It does WHAT with data sets and runs in FOLDER: ``fit`` trains the cases to their end;
-``stop`` asks rank 1 to stop in step 4; ``raise`` and ``kill`` end rank 1 in step 4; ``interrupt``
-is a Ctrl-C for torchrun in step 4.
+``stop`` asks rank 1 to stop in step 4; ``raise``, ``kill`` and ``freeze`` end rank 1 in step
+4; ``interrupt`` is a Ctrl-C for torchrun in step 4.
 
 ``python -m tests.core.parallel_program launch FOLDER`` starts what `LAUNCHES` lists, by forking, as
 to import PyTorch takes each process longer than all the rest. Errors of a rank go to
@@ -91,6 +91,7 @@ LAUNCHES = (
     Launch("kill", 3, "kill", ("steered",)),
 )
 ALONE = ("steered", "marked", "top-k", "transformer", "narrow")
+SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "stop": signal.SIGINT}
 PATIENCE = 100.0  # seconds, after which a process counts as hanging
 
 
@@ -119,7 +120,7 @@ def disturb(what: str, rank: int) -> None:
             if what == "interrupt":
                 interrupt_parent()
             else:
-                os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGINT)
+                os.kill(os.getpid(), SIGNALS[what])
         return take(self, step, *args, **options)  # type: ignore[arg-type]
 
     Stepper.take = disturbed  # type: ignore[method-assign]

@@ -104,9 +104,7 @@ def task_weight(
     return _class_weights(batch.target.flatten(), positive_weight).sum()
 
 
-def _class_weights(
-    target: Int[Tensor, " N"], positive_weight: float | None
-) -> Float[Tensor, " N"]:
+def _class_weights(target: Int[Tensor, " N"], positive_weight: float | None) -> Float[Tensor, " N"]:
     """Weight of each class; 0 for what is to be left out."""
     return torch.where(target > 0, positive_weight or 1.0, 1.0) * (target >= 0)
 

@@ -6,6 +6,7 @@ is accused there by its neighbour. The first entry counts. A thread that reads i
 for the process itself may hang in a collective, and ends the process by force if it does.
 """
 
+import itertools
 import os
 import sys
 import threading
@@ -20,7 +21,8 @@ _BEAT = 1.0  # seconds between two signs of life
 _GRACE = 10.0  # seconds for a process to end by itself, once a failure is known
 _FAREWELL = 5.0  # seconds that a failing process waits for the others to read why
 _STORE_TIMEOUT = timedelta(seconds=10)
-_FAILURE, _DONE = "sma/failure", b"done"
+_DONE = b"done"
+_JOINED = itertools.count()  # every process joins as many runs, so this numbers them alike
 # What errors of collectives say where they have no class of their own.
 _MARKS = ("gloo", "nccl", "connection closed by peer", "connection reset", "process group")
 
@@ -40,6 +42,9 @@ class Watch:
         self._rank, self._size, self._silence = rank, size, silence
         # A connection of its own: the process may be blocked in one that it shares.
         self._store = self._connect()
+        # The store may outlive a run: torchrun starts failed processes again with the same one.
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._prefix = f"sma/{again}/{next(_JOINED)}"
         self._known = threading.Event()
         self._closed = threading.Event()
         self._failure = ""
@@ -75,7 +80,7 @@ class Watch:
         self._closed.set()
         self._thread.join(_GRACE)
         with suppress(dist.DistError):  # the process that held the store has left already
-            self._store.set(f"sma/beat/{self._rank}", _DONE.decode())
+            self._store.set(f"{self._prefix}/beat/{self._rank}", _DONE.decode())
 
     def _connect(self) -> Any:
         return dist.TCPStore(  # type: ignore[attr-defined]
@@ -92,8 +97,8 @@ class Watch:
         while not self._closed.wait(_BEAT if count else 0.0):
             count += 1
             try:
-                self._store.set(f"sma/beat/{self._rank}", str(count))
-                key = f"sma/beat/{neighbour}"
+                self._store.set(f"{self._prefix}/beat/{self._rank}", str(count))
+                key = f"{self._prefix}/beat/{neighbour}"
                 beat = self._store.get(key) if self._store.check([key]) else b""
                 if beat != heard:
                     heard, when = beat, time.monotonic()
@@ -103,8 +108,8 @@ class Watch:
                         neighbour,
                         f"gave no sign of life for {silent:.0f} s: killed, frozen or cut off",
                     )
-                if self._store.check([_FAILURE]):
-                    self._failure = self._store.get(_FAILURE).decode()
+                if self._store.check([f"{self._prefix}/failure"]):
+                    self._failure = self._store.get(f"{self._prefix}/failure").decode()
                     self._acknowledge()
             except dist.DistError as error:
                 self._failure = (
@@ -117,13 +122,14 @@ class Watch:
 
     def _accuse(self, rank: int, message: str) -> None:
         text = f"rank {rank} of {self._size} failed, and the run with it: {message}"
-        self._store.compare_set(_FAILURE, "", text)
+        self._store.compare_set(f"{self._prefix}/failure", "", text)
 
     def _acknowledge(self) -> None:
-        self._store.set(f"sma/read/{self._rank}", "")
+        self._store.set(f"{self._prefix}/read/{self._rank}", "")
 
     def _readers(self) -> int:
-        return sum(self._store.check([f"sma/read/{rank}"]) for rank in range(self._size))
+        keys = [f"{self._prefix}/read/{rank}" for rank in range(self._size)]
+        return sum(self._store.check([key]) for key in keys)
 
     def _end(self) -> None:
         """Make the failure known, and end the process if it does not."""
