@@ -143,7 +143,9 @@ def interrupt_parent() -> None:
 def take_part(what: str, folder: Path, names: tuple[str, ...]) -> None:
     """Be one process."""
     torch.set_num_threads(1)
-    with join(device="cpu", silence=3.0) as parallel:
+    # Short where silence is waited for; elsewhere a busy machine must not be taken for a lost one.
+    silence = 6.0 if what in ("kill", "freeze") else 60.0
+    with join(device="cpu", silence=silence) as parallel:
         if what != "fit":
             disturb(what, parallel.rank)
         for name in names:

@@ -19,7 +19,7 @@ from torch import distributed as dist
 
 _BEAT = 1.0  # seconds between two signs of life
 _GRACE = 10.0  # seconds for a process to end by itself, once a failure is known
-_FAREWELL = 5.0  # seconds that a failing process waits for the others to read why
+_FAREWELL = 5.0  # seconds that a process stays for the others to read why it ends
 _STORE_TIMEOUT = timedelta(seconds=10)
 _DONE = b"done"
 _JOINED = itertools.count()  # every process joins as many runs, so this numbers them alike
@@ -58,9 +58,7 @@ class Watch:
         with suppress(dist.DistError):  # if the store is down already, all see that
             self._accuse(self._rank, message)
             self._acknowledge()
-            end = time.monotonic() + _FAREWELL
-            while time.monotonic() < end and self._readers() < self._size:
-                time.sleep(0.1)
+            self._await_readers(self._size)
 
     def blame(self, error: BaseException) -> str | None:
         """Give the failure of another process that `error` follows from; None when it is our own.
@@ -73,6 +71,9 @@ class Watch:
         if not self._known.is_set():
             return None
         self._closed.set()  # this process ends by itself
+        self._thread.join(_GRACE)
+        with suppress(dist.DistError):
+            self._await_readers(self._size - 1)  # all but the one that failed
         return self._failure
 
     def close(self) -> None:
@@ -126,6 +127,12 @@ class Watch:
 
     def _acknowledge(self) -> None:
         self._store.set(f"{self._prefix}/read/{self._rank}", "")
+
+    def _await_readers(self, number: int) -> None:
+        """Stay until so many have read the failure: the store may go with this process."""
+        end = time.monotonic() + _FAREWELL
+        while time.monotonic() < end and self._readers() < number:
+            time.sleep(0.1)
 
     def _readers(self) -> int:
         keys = [f"{self._prefix}/read/{rank}" for rank in range(self._size)]
