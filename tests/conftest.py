@@ -9,6 +9,8 @@ import pytest
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread is enough for each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Shapes in signatures are checked in every test. The hook must stand before the first import of
 # sma_core; a machine without beartype (a bare GPU box) still runs the tests, unchecked.

@@ -27,6 +27,11 @@ TOLERANCES: dict[str, Tolerance] = {
     "published layer, output": Tolerance(1e-5, "float32 against a layer that works in float32"),
     "published layer, gradient": Tolerance(1e-4, "the same, and its FFT's rounding in backward"),
     "block_flops": Tolerance(0.5, "a block of queries reads more keys than each query sees"),
+    "kept_bytes": Tolerance(0.08, "coefficients and small arrays of row numbers are not listed"),
+    "peak_bytes": Tolerance(0.25, "not every local variable of a pass is listed"),
+    "eager_bytes": Tolerance(
+        0.9, "an eager pass writes attention weights, Toeplitz blocks, masks, every small function"
+    ),
 }
 
 

@@ -72,7 +72,11 @@ class TestWhichRowsRun:
                 expected = sorted(order[: slots[m]])
                 assert kept[b, :, m].nonzero().flatten().tolist() == expected
         for m, dispatch in enumerate(
-            CapacityDispatch.plan(kept, torch.arange(steps).expand(batch, -1), slots)
+            CapacityDispatch.plan(
+                kept,
+                torch.arange(steps).expand(batch, -1),
+                [[batch * size, size] for size in slots],
+            )
         ):
             x = torch.randn(batch, steps, 2)
             assert dispatch.compress(x).shape == (batch * slots[m], 2)

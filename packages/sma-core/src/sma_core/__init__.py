@@ -8,6 +8,7 @@ step at a time:
 
 from sma_core.baselines import TransformerModel, dense_twin
 from sma_core.block import SMABlock
+from sma_core.captured import CapturedStep
 from sma_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sma_core.config import (
     AlwaysConfig,
@@ -81,6 +82,7 @@ __all__ = [
     "Attribution",
     "Batch",
     "BudgetConfig",
+    "CapturedStep",
     "CategoricalChannel",
     "Checkpoint",
     "CheckpointError",

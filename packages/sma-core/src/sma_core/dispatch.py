@@ -7,11 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from sma_core.tracing import is_compiling, is_exporting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,28 @@ class Rows:
         return x.flatten(0, 1).index_select(0, slot)
 
 
+class _MoveRows(torch.autograd.Function):
+    """A gather whose gradient is one too, by the inverse map: no sum, so no atomics.
+
+    A compiler fuses gathers with what reads them: no tensor of zeros is ever written.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        if x.shape[0] == 0:
+            return x.new_zeros(index.shape[0], x.shape[1])
+        return x.index_select(0, index.clamp_min(0)).where((index >= 0).unsqueeze(1), 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None, None]:
+        index, inverse = ctx.saved_tensors
+        return _MoveRows.apply(gradients[0], inverse, index), None, None
+
+
 class Dispatch(ABC):
     """Compress and extract for one sub-module.
 
@@ -92,14 +117,33 @@ class Dispatch(ABC):
         self.rows = self._arrange(active, position, total, longest)
 
     @classmethod
-    def plan(cls, active: Bool[Tensor, "B T M"], position: Int[Tensor, "B T"]) -> list["Dispatch"]:
-        """One dispatch for each of M sub-modules, for one read by the host of 2 M sizes."""
+    def sizes(cls, active: Bool[Tensor, "B T M"]) -> Int[Tensor, "M 2"]:
+        """Count the active steps of each sub-module, and the most of them in a sequence."""
         count = active.sum(1)
         longest = functional.pad(count, (0, 0, 0, 1)).amax(0)  # a batch may be empty
-        sizes = torch.stack((count.sum(0), longest), dim=1).tolist()
+        return torch.stack((count.sum(0), longest), dim=1)
+
+    @classmethod
+    def plan(
+        cls,
+        active: Bool[Tensor, "B T M"],
+        position: Int[Tensor, "B T"],
+        sizes: list[list[int]] | None = None,
+    ) -> list["Dispatch"]:
+        """One dispatch for each of M sub-modules.
+
+        Parameters
+        ----------
+        active
+            Steps at which each sub-module runs.
+        position
+            Time index of each step.
+        sizes
+            What the method `sizes` found, as the host read it; None reads it here.
+        """
         return [
             cls(active[..., m], position, total=total, longest=longest)
-            for m, (total, longest) in enumerate(sizes)
+            for m, (total, longest) in enumerate(sizes or cls.sizes(active).tolist())
         ]
 
     @abstractmethod
@@ -123,8 +167,13 @@ class PackedDispatch(Dispatch):
         self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], total: int, longest: int
     ) -> Rows:
         self._shape = active.shape
-        # The size is known, so this does not read from the device a second time.
-        self._index = torch.nonzero_static(active.flatten(), size=total).squeeze(1)
+        flat = active.flatten()
+        if is_exporting():
+            self._index = flat.nonzero().squeeze(1)
+        else:  # the size is known, so this does not read from the device a second time
+            self._index = torch.nonzero_static(flat, size=total).squeeze(1)
+        # Row of each step, -1 where it has none: only a compiler makes use of it.
+        self._slot = (flat.cumsum(0) - 1).where(flat, -1) if is_compiling() else None
         count = active.sum(1)
         return Rows(
             sequence=self._index // active.shape[1],
@@ -136,12 +185,20 @@ class PackedDispatch(Dispatch):
 
     def compress(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "R D"]:
         """See `Dispatch.compress`."""
-        return x.flatten(0, 1).index_select(0, self._index)
+        x = x.flatten(0, 1)
+        if self._slot is not None:
+            return cast("Tensor", _MoveRows.apply(x, self._index, self._slot))
+        return x.index_select(0, self._index)
 
     def extract(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "B T D"]:
         """See `Dispatch.extract`."""
-        empty = rows.new_zeros(self._shape.numel(), rows.shape[1])
-        return empty.index_copy(0, self._index, rows).unflatten(0, self._shape)
+        batch, steps = self._shape
+        if self._slot is not None:
+            moved = cast("Tensor", _MoveRows.apply(rows, self._slot, self._index))
+        else:
+            empty = rows.new_zeros(batch * steps, rows.shape[1])
+            moved = empty.index_copy(0, self._index, rows)
+        return moved.view(batch, steps, -1)
 
 
 class PaddedDispatch(Dispatch):
@@ -181,11 +238,12 @@ class PaddedDispatch(Dispatch):
         return slots.gather(1, self._slot.expand(-1, -1, width))
 
 
-class CapacityDispatch(PaddedDispatch):
+class CapacityDispatch(Dispatch):
     """Padded to a length that the shape of the batch alone decides: every size is static.
 
     The host reads nothing from the device, so that a layer is one graph. What finds no slot must
-    be taken out before (`keep_surest`); unused slots are padding.
+    be taken out before (`keep_surest`); unused slots are padding. One scatter of step numbers
+    selects and re-packs; features then move by gathers, forward and backward.
     """
 
     @classmethod
@@ -193,14 +251,60 @@ class CapacityDispatch(PaddedDispatch):
         cls,
         active: Bool[Tensor, "B T M"],
         position: Int[Tensor, "B T"],
-        slots: Sequence[int] | None = None,
+        sizes: list[list[int]] | None = None,
     ) -> list[Dispatch]:
-        """One dispatch for each of M sub-modules, of so many slots a sequence; None: T of each."""
-        batch, steps, pool = active.shape
-        return [
-            cls(active[..., m], position, total=batch * size, longest=size)
-            for m, size in enumerate(slots or [steps] * pool)
-        ]
+        """See `Dispatch.plan`; without sizes every step has a slot."""
+        return super().plan(active, position, sizes or largest_sizes(active))
+
+    def _arrange(
+        self, active: Bool[Tensor, "B T"], position: Int[Tensor, "B T"], total: int, longest: int
+    ) -> Rows:
+        self._shape = active.shape
+        batch, steps = active.shape
+        sequence = torch.arange(batch, device=active.device)
+        count = active.sum(1)
+        step = torch.arange(batch * steps, device=active.device)
+        # Skipped steps meet in a slot that is cut off; empty slots likewise in a step.
+        slots = step.new_full((batch, longest + 1), -1).scatter(
+            1, (active.cumsum(1) - 1).where(active, longest), step.view(batch, steps)
+        )
+        self._index = slots[:, :longest].flatten()
+        home = self._index.where(self._index >= 0, batch * steps)
+        row = torch.arange(batch * longest, device=active.device)
+        self._slot = row.new_full((batch * steps + 1,), -1).scatter(0, home, row)[:-1]
+        return Rows(
+            sequence=sequence.unsqueeze(1).expand(-1, longest).flatten(),
+            position=position.flatten().index_select(0, self._index.clamp_min(0)),
+            start=sequence * longest,
+            count=count,
+            longest=longest,
+            padding=self._index < 0,
+        )
+
+    def compress(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "R D"]:
+        """See `Dispatch.compress`."""
+        x = x.flatten(0, 1)
+        if is_compiling():
+            return cast("Tensor", _MoveRows.apply(x, self._index, self._slot))
+        taken = x.index_select(0, self._index.clamp_min(0))
+        return taken.masked_fill((self._index < 0).unsqueeze(1), 0.0)
+
+    def extract(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "B T D"]:
+        """See `Dispatch.extract`."""
+        if is_compiling():
+            moved = cast("Tensor", _MoveRows.apply(rows, self._slot, self._index))
+        else:
+            # One slot more than steps, which all padding shares, and which is cut off.
+            steps = self._shape.numel()
+            at = self._index.where(self._index >= 0, steps)
+            moved = rows.new_zeros(steps + 1, rows.shape[1]).index_copy(0, at, rows)[:steps]
+        return moved.unflatten(0, self._shape)
+
+
+def largest_sizes(active: Bool[Tensor, "B T M"]) -> list[list[int]]:
+    """Sizes as `Dispatch.sizes` would find them if all were active: the host knows them."""
+    batch, steps, pool = active.shape
+    return [[batch * steps, steps]] * pool
 
 
 def capacity_slots(share: Fraction, steps: int) -> int:
@@ -208,7 +312,7 @@ def capacity_slots(share: Fraction, steps: int) -> int:
 
     In whole numbers: 0.1 of 30 steps is 3 of them, also where a traced graph does the division.
     """
-    return max(1, -(-steps * share.numerator // share.denominator))
+    return max(1, (steps * share.numerator + share.denominator - 1) // share.denominator)
 
 
 def keep_surest(

@@ -5,14 +5,20 @@ time, D channels, N states per channel, C steps of a chunk.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sma_core.tracing import is_compiling, is_exporting
+
+# Steps of a chunk: long ones suit matrix units, short ones do less work.
 CHUNK = 64
+CHUNK_ON_GPU = 128
+# An exported graph has a fixed number of doublings: states reach back 2^10 chunks, 65,536 steps.
+EXPORTED_DOUBLINGS = 10
 
 
 class Coefficients(NamedTuple):
@@ -85,7 +91,11 @@ class MultiHeadEMA(nn.Module):
         state: Float[Tensor, "B D N"] | None = None,
         lengths: Int[Tensor, "B"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D N"] | None]:
-        """Run over a batch of sequences, in float32 at least, also under autocast.
+        """Run over a batch of sequences.
+
+        Coefficients, and the states that chunks hand on, are float32 at least, also under
+        autocast. Under autocast to bfloat16 the products within a chunk take bfloat16 operands, and
+        the output is bfloat16, as a linear layer's is.
 
         Parameters
         ----------
@@ -97,17 +107,27 @@ class MultiHeadEMA(nn.Module):
             Valid steps, at whose end the final state is taken; None when all are valid.
         """
         wide = torch.promote_types(self.delta.dtype, torch.float32)
+        narrow = _autocast_to_bfloat16(x.device.type)
         with torch.autocast(x.device.type, enabled=False):
             z = x.to(wide)
             both = torch.cat((z, z.flip(1)), dim=-1) if self.bidirectional else z
-            if self.method == "fft" and state is None:
-                y, final = ema_fft(both, self.coefficients()), None
+            fft = self.method == "fft" and not is_exporting()
+            if fft and state is None:
+                y, final = ema_fft(both, self.coefficients(), self.omega.to(wide)), None
             else:
-                y, final = ema_chunked(both, self.coefficients(), state, lengths, chunk=CHUNK)
+                y, final = ema_chunked(
+                    both,
+                    self.coefficients(),
+                    state,
+                    lengths,
+                    skip=self.omega.to(wide),
+                    chunk=CHUNK_ON_GPU if x.is_cuda else CHUNK,
+                    operands=torch.bfloat16 if narrow else wide,
+                )
             if self.bidirectional:
                 forth, back = y.chunk(2, dim=-1)
                 y = forth + back.flip(1)
-            return torch.addcmul(y, z, self.omega.to(wide)).to(x.dtype), final
+            return y.to(torch.bfloat16 if narrow else x.dtype), final
 
     def step(self, x: Float[Tensor, "B D"], state: Float[Tensor, "B D N"]) -> Tensor:
         """One step; `state` is updated in place. No gradient."""
@@ -124,6 +144,9 @@ class MultiHeadEMA(nn.Module):
 
     def _prepared(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Coefficients of one step, made anew only when a weight has changed."""
+        if is_exporting():  # its tensors must not outlive the trace
+            log_q, write, read = self.coefficients()
+            return log_q.exp(), write, read, self.omega.to(read.dtype)
         weights = [w for w in self._parameters.values() if w is not None]
         key = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
         if key != self._step_key or self._step_coefficients is None:
@@ -139,7 +162,9 @@ def ema_chunked(
     state: Float[Tensor, "B D N"] | None = None,
     lengths: Int[Tensor, "B"] | None = None,
     *,
+    skip: Float[Tensor, "S"] | None = None,
     chunk: int,
+    operands: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D N"] | None]:
     """EMA by matrix products: a Toeplitz block within a chunk, the state between chunks.
 
@@ -153,8 +178,12 @@ def ema_chunked(
         h before the first step; None starts from zero and returns no final state.
     lengths
         Steps of each sequence after which the final state is taken; None means T.
+    skip
+        Weight of a step's own input, omega, of the first S channels; None for 0.
     chunk
         C. Work per channel and step grows as C + 2N, the number of chunks falls as T / C.
+    operands
+        What the factors of products are rounded to; None keeps the dtype of `x`.
 
     Returns
     -------
@@ -162,35 +191,37 @@ def ema_chunked(
         The weighted sum of the states at each step, and the final state.
     """
     batch, steps, width = x.shape
-    size = min(chunk, steps)
-    count = -(-steps // size)
+    exporting = is_exporting()  # one graph then serves any number of steps
+    size = chunk if exporting else min(chunk, steps)
+    count = (steps + size - 1) // size  # rounded up by no negative number: ONNX cuts off there
     log_q, write, read = coefficients
     exponent = torch.arange(size + 1, device=x.device, dtype=log_q.dtype)
     powers = torch.exp(log_q.unsqueeze(-1) * exponent)  # [D, N, C + 1]
     kernel = ((write * read).unsqueeze(1) @ powers[..., :size]).squeeze(1)
 
-    padded = functional.pad(x, (0, 0, 0, count * size - steps))
-    # One transposed copy: products would otherwise copy each channel's matrix by itself.
-    xs = padded.view(-1, size, width).permute(2, 0, 1).contiguous()
-    ys = torch.bmm(xs, _toeplitz(kernel))
-    if count == 1 and state is None:
-        return ys.view(width, batch, steps).permute(1, 2, 0), None
+    if skip is not None:  # on the diagonal of the Toeplitz block it costs nothing
+        kernel = kernel + functional.pad(skip, (0, width - skip.shape[0])).unsqueeze(1) * (
+            exponent[:size] == 0
+        )
+
+    padded = functional.pad(x, (0, 0, 0, count * size - steps)) if exporting or steps % size else x
+    xs = _by_channel(padded.to(operands or x.dtype).view(-1, size, width))
+    ys = torch.bmm(xs, _toeplitz(kernel).to(xs.dtype))
+    if not exporting and count == 1 and state is None:
+        return _by_time(ys).view(batch, steps, width), None
 
     # Weight of step j in the state at its chunk's end: write * q^(C - 1 - j).
     absorb = (write.unsqueeze(-1) * powers[..., :size].flip(-1)).mT
-    gained = torch.bmm(xs, absorb).unflatten(1, (batch, count))
+    gained = torch.bmm(xs, absorb.to(xs.dtype)).unflatten(1, (batch, count)).to(x.dtype)
     if state is None:
         gained = functional.pad(gained[:, :, :-1], (0, 0, 1, 0))
     else:
         gained = torch.cat((state.permute(1, 0, 2).unsqueeze(2), gained), dim=2)
     entering = _scan(gained, log_q * size)  # [D, B, count, N]; one more with a state: the last
     emit = read.unsqueeze(-1) * powers[..., 1:]
-    ys = torch.baddbmm(ys, entering[:, :, :count].flatten(1, 2), emit)
-    # The gradient comes back as a transposed view: slow in products. Hooks do not trace, and a
-    # compiler lays out gradients itself.
-    if ys.requires_grad and not torch.compiler.is_compiling():
-        ys.register_hook(_contiguous)
-    y = ys.view(width, batch, count * size).permute(1, 2, 0)[:, :steps].contiguous()
+    carried = entering[:, :, :count].flatten(1, 2).to(xs.dtype)
+    ys = torch.baddbmm(ys, carried, emit.to(xs.dtype))
+    y = _by_time(ys).view(batch, count * size, width)[:, :steps]
     if state is None:
         return y, None
 
@@ -210,13 +241,63 @@ def ema_chunked(
     return y, final.permute(1, 0, 2)
 
 
-def _contiguous(gradient: Tensor | None) -> Tensor | None:
-    """Lay out a gradient for products; a hook gets None where nothing depends on its tensor."""
-    return None if gradient is None else gradient.contiguous()
+class _ByChannel(torch.autograd.Function):
+    """Move channels to the front, in memory too; the gradient moves them back.
+
+    Matrix products would otherwise copy each channel's matrix by itself.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _laid_out(x.permute(2, 0, 1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _laid_out(gradients[0].permute(1, 2, 0))
 
 
-def ema_fft(x: Float[Tensor, "B T D"], coefficients: Coefficients) -> Float[Tensor, "B T D"]:
-    """EMA as a causal convolution by FFT, from a zero state."""
+class _ByTime(torch.autograd.Function):
+    """Inverse of `_ByChannel`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.permute(1, 2, 0).contiguous()  # a compiler fuses this with what follows
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _laid_out(gradients[0].permute(2, 0, 1))
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Contiguous, also where a compiler would choose another layout for the copy."""
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride()) if is_compiling() else x
+
+
+def _by_channel(x: Float[Tensor, "G C D"]) -> Float[Tensor, "D G C"]:
+    return cast("Tensor", _ByChannel.apply(x))
+
+
+def _by_time(x: Float[Tensor, "D G C"]) -> Float[Tensor, "G C D"]:
+    return cast("Tensor", _ByTime.apply(x))
+
+
+def ema_fft(
+    x: Float[Tensor, "B T D"],
+    coefficients: Coefficients,
+    skip: Float[Tensor, "S"] | None = None,
+) -> Float[Tensor, "B T D"]:
+    """EMA as a causal convolution by FFT, from a zero state; `skip` as in `ema_chunked`."""
     steps = x.shape[1]
     log_q, write, read = coefficients
     # q^(a C + b) = q^(a C) q^b: the kernel in O(D N sqrt(T)) memory instead of O(D N T).
@@ -225,7 +306,18 @@ def ema_fft(x: Float[Tensor, "B T D"], coefficients: Coefficients) -> Float[Tens
     weight = (write * read).unsqueeze(1) * torch.exp(log_q.unsqueeze(1) * near[:, None] * size)
     kernel = (weight @ torch.exp(log_q.unsqueeze(-1) * near)).flatten(1)[:, :steps]
     spectrum = torch.fft.rfft(x.mT, n=2 * steps) * torch.fft.rfft(kernel, n=2 * steps)
-    return torch.fft.irfft(spectrum, n=2 * steps)[..., :steps].mT
+    y = torch.fft.irfft(spectrum, n=2 * steps)[..., :steps].mT
+    if skip is None:
+        return y
+    return torch.addcmul(y, x, functional.pad(skip, (0, x.shape[2] - skip.shape[0])))
+
+
+def _autocast_to_bfloat16(device: str) -> bool:
+    """Whether autocast rounds the operands of products to bfloat16 on this kind of device.
+
+    Not to float16: readings of a post-norm model outgrow its range.
+    """
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16
 
 
 def _toeplitz(kernel: Float[Tensor, "D C"]) -> Float[Tensor, "D C C"]:
@@ -242,10 +334,22 @@ def _toeplitz(kernel: Float[Tensor, "D C"]) -> Float[Tensor, "D C C"]:
 
 def _scan(gained: Float[Tensor, "D B K N"], log_decay: Float[Tensor, "D N"]) -> Tensor:
     """Run ``h_k = decay h_(k-1) + gained_k`` along K by doubling: log2(K) steps."""
+    if is_exporting():
+        return _scan_exported(gained, log_decay)
     distance, count = 1, gained.shape[2]
     while distance < count:
         decay = torch.exp(log_decay * distance)[:, None, None]
         earlier = functional.pad(gained[:, :, :-distance], (0, 0, distance, 0))
         gained = torch.addcmul(gained, earlier, decay)
         distance *= 2
+    return gained
+
+
+def _scan_exported(gained: Float[Tensor, "D B K N"], log_decay: Float[Tensor, "D N"]) -> Tensor:
+    """As `_scan`, by the same steps for every K: a graph cannot count them."""
+    place = torch.arange(gained.shape[2], device=gained.device)
+    for distance in (2**i for i in range(EXPORTED_DOUBLINGS)):
+        earlier = gained.index_select(2, (place - distance).clamp_min(0))
+        decay = torch.exp(log_decay * distance)[:, None, None]
+        gained = gained + earlier * decay * (place >= distance)[:, None]
     return gained

@@ -13,13 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sma_core.config import ModelConfig
-from sma_core.dispatch import DISPATCHES, CapacityDispatch, Dispatch, capacity_slots, keep_surest
+from sma_core.dispatch import (
+    DISPATCHES,
+    CapacityDispatch,
+    PackedDispatch,
+    capacity_slots,
+    keep_surest,
+    largest_sizes,
+)
 from sma_core.ema import MultiHeadEMA
 from sma_core.norms import build_norm
 from sma_core.routing import RouterInputs, RoutingDecision, build_policy
 from sma_core.state import TensorState
 from sma_core.submodules import SubModule, build_submodule
 from sma_core.submodules.submodule import init_linear
+from sma_core.tracing import is_exporting, is_recording
 
 
 @dataclass
@@ -99,7 +107,17 @@ class SMALayer(nn.Module):
         decision = self.policy.route(router, None if state is None else state.policy)
         if valid is not None:
             decision = decision.within(valid)
-        decision, plan = self._plan(decision, position)
+        layout = DISPATCHES[self.config.dispatch]
+        if layout is CapacityDispatch:
+            decision, sizes = self._fit(decision)
+        elif is_exporting():
+            # No host reads sizes there. Packed and padded rows give the same numbers.
+            layout, sizes = PackedDispatch, largest_sizes(decision.active)
+        else:
+            # The one read by the host. It stands here, in the outermost frame, so that a compiler
+            # breaks its graph in two and no more.
+            sizes = layout.sizes(decision.active).tolist()
+        plan = layout.plan(decision.active, position, sizes)
         for m, (submodule, dispatch) in enumerate(zip(self.submodules, plan, strict=True)):
             memory = None if state is None else state.pool[m]
             rows = submodule(dispatch.compress(y), dispatch.rows, memory)
@@ -119,7 +137,8 @@ class SMALayer(nn.Module):
     ) -> tuple[Float[Tensor, "B D"], RoutingDecision]:
         """Run one step and update `state` in place; without gradient and dropout.
 
-        Only what is active is computed: a sub-module that no sequence activates does no work.
+        Only what is active is computed: a sub-module that no sequence activates does no work. In a
+        CUDA graph, which replays the same work at every step, all is computed.
         """
         y = self.norm(x) if self.config.prenorm else x
         y = functional.silu(self.ema.step(y, state.ema))
@@ -131,11 +150,16 @@ class SMALayer(nn.Module):
             streaming=True,
         )
         decision = self.policy.route(router, state.policy)
+        recorded = is_recording()
         for m, submodule in enumerate(self.submodules):
-            runs, index = _running(decision.active[:, 0, m])
+            active, confidence = decision.active[:, 0, m], decision.confidence[:, 0, m, None]
+            if recorded:
+                out = submodule.step_where(active, y, position, state.pool[m])
+                total = total + (out * confidence).where(active[:, None], 0.0)
+                continue
+            runs, index = _running(active)
             if not runs:
                 continue
-            confidence = decision.confidence[:, 0, m, None]
             if index is None:
                 out = submodule.step(y, position, state.pool[m], None)
                 total = torch.addcmul(total, out, confidence)
@@ -160,19 +184,25 @@ class SMALayer(nn.Module):
     def _split(self, y: Float[Tensor, "*B D"]) -> tuple[Tensor, Tensor]:
         """Router logits [*B, M, 2] and the path that every step takes [*B, D]."""
         pool = len(self.config.pool)
-        logits, dense = self.project(y).split((2 * pool, self.config.width), dim=-1)
-        return logits.unflatten(-1, (pool, 2)), dense
+        weight, bias = self.project.weight, self.project.bias
+        # Matrix units want rows that begin at multiples of 8 elements: zeros in front see to it.
+        fill = -2 * pool % 8 if y.is_cuda else 0
+        if fill:
+            weight = functional.pad(weight, (0, 0, fill, 0))
+            bias = functional.pad(bias, (fill, 0))
+        _, logits, dense = functional.linear(y, weight, bias).split(
+            (fill, 2 * pool, self.config.width), dim=-1
+        )
+        # A copy: decisions live on, and would keep the memory of the whole product.
+        return logits.unflatten(-1, (pool, 2)).contiguous(), dense
 
-    def _plan(
-        self, decision: RoutingDecision, position: Int[Tensor, "B T"]
-    ) -> tuple[RoutingDecision, list[Dispatch]]:
-        """Where the rows lie, and the decisions without those that found no slot."""
-        if self.config.dispatch != "capacity":
-            return decision, DISPATCHES[self.config.dispatch].plan(decision.active, position)
-        slots = [capacity_slots(share, position.shape[1]) for share in self.shares]
+    def _fit(self, decision: RoutingDecision) -> tuple[RoutingDecision, list[list[int]]]:
+        """Decisions without those that find no slot, and the sizes of the layout."""
+        batch, steps, _ = decision.active.shape
+        slots = [capacity_slots(share, steps) for share in self.shares]
         kept = keep_surest(decision.active, decision.surety, slots)
         decision = replace(decision, active=kept, dropped=decision.active & ~kept)
-        return decision, CapacityDispatch.plan(kept, position, slots)
+        return decision, [[batch * size, size] for size in slots]
 
     def _out(
         self, total: Float[Tensor, "*B D"], x: Float[Tensor, "*B D"], valid: Tensor | None = None
@@ -192,6 +222,8 @@ class SMALayer(nn.Module):
 
 def _running(active: Bool[Tensor, "B"]) -> tuple[bool, Int[Tensor, "A"] | None]:
     """Whether any sequence runs, and which; None for all of them. One read by the host."""
+    if is_exporting():  # without a host no rows is a number of rows like any other
+        return True, active.nonzero().squeeze(1)
     if active.shape[0] == 1:
         return bool(active), None
     index = active.nonzero().squeeze(1)

@@ -116,7 +116,9 @@ class SequenceModel(nn.Module):
             A state was given to a bidirectional model.
         """
         valid = inputs.valid
-        position = torch.arange(inputs.steps, device=inputs.device).expand(inputs.batch, -1)
+        position = torch.arange(inputs.steps, device=inputs.device)
+        # Not expanded: flattening that would tie an exported graph to more than one sequence.
+        position = position + position.new_zeros(inputs.batch, 1)
         if state is not None:
             self._check_state(inputs, state)
             position = position + state.position[:, None]

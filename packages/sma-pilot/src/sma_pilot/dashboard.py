@@ -10,11 +10,19 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sma_pilot.report.entries import ARM_TAG, GATE_SECTION, KIND_TAG, VERDICT_TAG
+from sma_pilot.report.entries import (
+    ARM_TAG,
+    DECISION_TAG,
+    GATE_SECTION,
+    KIND_TAG,
+    SIGNED_BY_TAG,
+    VERDICT_TAG,
+)
 
 VIEW = "pilot"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 
+_TAGS = (VERDICT_TAG, DECISION_TAG, SIGNED_BY_TAG, ARM_TAG, KIND_TAG)
 # Sections of the page: kind and columns of its charts, and how the names of its metrics begin.
 _PILOTS = f"{GATE_SECTION}/"
 _SECTIONS: Mapping[str, tuple[str, int, Sequence[str]]] = {
@@ -89,7 +97,7 @@ def shared_view(pilot: Iterable[str], arms: Iterable[str]) -> str:
         "startTime": "ALL",
         "datasetsFilter": [],
         "selectedColumns": [
-            *(f"tags.`{name}`" for name in (VERDICT_TAG, ARM_TAG, KIND_TAG)),
+            *(f"tags.`{name}`" for name in _TAGS),
             *(f"metrics.`{name}`" for name in limits if not name.endswith("_limit")),
         ],
         "runsHiddenMode": "FIRST_20_RUNS",

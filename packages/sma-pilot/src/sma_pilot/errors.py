@@ -17,5 +17,9 @@ class RunError(PilotError, RuntimeError):
     """A run folder is absent, incomplete, damaged or belongs to another plan."""
 
 
+class DecisionError(PilotError, ValueError):
+    """A decision cannot be signed as it was given; the message names the option."""
+
+
 class TrackingError(PilotError, RuntimeError):
     """The MLflow store is absent, cannot be opened or cannot be served."""

@@ -1,4 +1,4 @@
-"""The flow of a pilot as functions: raw logs, prepared data, checkpoints, replay, verdict, record.
+"""The flow of a pilot as functions: from raw logs to a verdict, its record and its signature.
 
 Each function reads what the step before it left in the run folder and leaves its own part there.
 A part that is whole is never made again, so that a stopped pilot goes on where it stopped. The
@@ -10,6 +10,10 @@ from pathlib import Path
 
 from sma_core import CheckpointError, DatasetError, PreparedDataset
 from sma_pilot.arms import fit_arms
+from sma_pilot.decision.record import Choice, Decision
+from sma_pilot.decision.signing import sign as sign_run
+from sma_pilot.decision.verification import Verification
+from sma_pilot.decision.verification import verify as verify_run
 from sma_pilot.errors import RunError
 from sma_pilot.judge.result import Result
 from sma_pilot.judge.verdict import judge as judge_measurements
@@ -54,6 +58,27 @@ def track(run: RunFolder, store: str) -> str:
     from sma_pilot.tracking import track as track_run  # MLflow takes seconds to import
 
     return track_run(run.path, store)
+
+
+def sign(
+    run: RunFolder,
+    decision: Choice,
+    by: str,
+    reason: str,
+    *,
+    override: bool,
+    on_progress: OnProgress,
+) -> Decision:
+    """Sign a decision over every file of the judged run, and show it on the report.
+
+    `track` shows it in MLflow and moves the aliases of the registered model.
+    """
+    return sign_run(run, decision, by, reason, override=override, on_progress=on_progress)
+
+
+def verify(path: Path, record: str | None, on_progress: OnProgress) -> Verification:
+    """Find what was changed in the run folder at `path` since it was signed."""
+    return verify_run(RunFolder(path), record, on_progress)
 
 
 def load_result(run: RunFolder) -> Result:

@@ -23,6 +23,10 @@ class OnProgress(Protocol):
         ...
 
 
+def no_progress(stage: str, done: int, total: int | None) -> None:
+    """Take no note: for work that is part of a longer one."""
+
+
 class PlainProgress:
     """A line when a stage starts and ends, and every few seconds between: fit for log files."""
 

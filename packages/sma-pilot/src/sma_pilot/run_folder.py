@@ -58,6 +58,11 @@ class RunFolder:
         """The one-page report."""
         return self.path / "report.html"
 
+    @property
+    def decisions(self) -> Path:
+        """One record a signed decision."""
+        return self.path / "decisions"
+
     @classmethod
     def create(cls, plan: Plan, root: Path) -> "RunFolder":
         """Return the plan's folder under `root`, made if it is not there, its plan frozen in it."""

@@ -50,11 +50,20 @@ with warnings.catch_warnings():
 from sma_core.checkpoint import CARD_FILE, WEIGHTS_FILE, read_card
 from sma_pilot import serve_checkpoint
 from sma_pilot.dashboard import VIEW_TAG, shared_view, view_link
+from sma_pilot.decision.verification import verify
 from sma_pilot.errors import RunError, TrackingError
 from sma_pilot.judge.measurements import CANDIDATE
-from sma_pilot.report.entries import ARM_TAG, PLAN_TAG, Entries, arm_entries, pilot_entries
+from sma_pilot.registry import register
+from sma_pilot.report.entries import (
+    ARM_TAG,
+    PLAN_TAG,
+    RECORD_TAG,
+    Entries,
+    arm_entries,
+    pilot_entries,
+)
 from sma_pilot.report.evidence import Evidence
-from sma_pilot.report.markdown import escape_markdown, verdict_markdown
+from sma_pilot.report.markdown import decision_markdown, escape_markdown, verdict_markdown
 from sma_pilot.report.page import draw
 from sma_pilot.store import artifacts_beside, check_database, database_of, store_uri
 
@@ -62,6 +71,7 @@ WEIGHTS_TAG = "sma.weights_sha256"
 _NOTE_TAG = "mlflow.note.content"
 _PARENT_TAG = "mlflow.parentRunId"
 _MOST_TAG = 8000  # characters of a run's tag that MLflow keeps
+_MOST_DECISIONS = 3000  # of these, for who signed what
 _MOST_VIEW = 20_000  # characters of an experiment's tag that MLflow accepts
 _MOST_METRICS = 1000  # of one batch
 _MOST_PARAMS = 100
@@ -109,16 +119,18 @@ class _Recorder:
 
     def __init__(self, evidence: Evidence, store: str) -> None:
         self._evidence = evidence
+        self._unchanged = not evidence.decisions or verify(evidence.run).is_intact
         self._database = database_of(store)
         if self._database is not None:
             _make_database(self._database)
         self._client = MlflowClient(tracking_uri=store)
         self._experiment = self._find_experiment()
         self._runs = self._find_runs()
+        self._check_records()
 
     def record(self) -> str:
         plan, name = self._evidence.plan, self._evidence.run.path.resolve().name
-        entries = pilot_entries(self._evidence)
+        entries = pilot_entries(self._evidence, unchanged=self._unchanged)
         arms = {arm: arm_entries(self._evidence, arm) for arm in plan.named_arms()}
         pilot = self._run("", name, entries)
         with self._open(pilot):
@@ -131,6 +143,8 @@ class _Recorder:
                 with self._open(run):
                     model = self._log_model(run, pilot) if arm == CANDIDATE else None
                     self._log(run, own, model)
+                    if arm == CANDIDATE:
+                        self._register(run, model)
                     self._client.set_tag(run.info.run_id, _PARENT_TAG, pilot.info.run_id)
             self._describe(pilot, entries, arms)
         return pilot.info.run_id
@@ -156,6 +170,16 @@ class _Recorder:
             filter_string=f"tags.`{PLAN_TAG}` = '{self._evidence.plan.digest}'",
         )
         return {run.data.tags.get(ARM_TAG, ""): run for run in found}
+
+    def _check_records(self) -> None:
+        """Refuse a run folder that lost a decision which the store knows of."""
+        known = self._runs[""].data.tags.get(RECORD_TAG) if "" in self._runs else None
+        if known is not None and known not in {own.sha256 for own in self._evidence.decisions}:
+            folder = self._evidence.run.decisions
+            raise RunError(
+                f"{folder}: MLflow knows of a decision that is not here any more, record {known}; "
+                "put it back from a copy"
+            )
 
     def _run(self, arm: str, name: str, entries: Entries) -> Run:
         run = self._runs.get(arm)
@@ -279,10 +303,27 @@ class _Recorder:
             self._client.log_outputs(owner.info.run_id, [output])
         return self._client.finalize_logged_model(model.model_id, "READY")
 
+    def _register(self, run: Run, model: LoggedModel | None) -> None:
+        register(
+            self._client,
+            self._evidence,
+            run.info.run_id,
+            f"{run.info.artifact_uri}/model" if model is None else model.artifact_location,
+            None if model is None else model.model_id,
+            self._decision_note(),
+            unchanged=self._unchanged,
+        )
+
+    def _decision_note(self) -> str:
+        return decision_markdown(
+            self._evidence.decisions, unchanged=self._unchanged, length=_MOST_DECISIONS
+        )
+
     def _describe(self, pilot: Run, entries: Entries, arms: dict[str, Entries]) -> None:
         evidence, experiment_id = self._evidence, self._experiment.experiment_id
-        verdict = verdict_markdown(evidence.result, _MOST_TAG)
-        self._client.set_tag(pilot.info.run_id, _NOTE_TAG, verdict)
+        decision = self._decision_note()
+        verdict = verdict_markdown(evidence.result, _MOST_TAG - len(decision) - 2)
+        self._client.set_tag(pilot.info.run_id, _NOTE_TAG, f"{decision}\n\n{verdict}".lstrip())
         name, about = (
             escape_markdown(evidence.plan.name),
             escape_markdown(evidence.plan.description),

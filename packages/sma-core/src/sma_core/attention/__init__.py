@@ -2,6 +2,7 @@
 
 from sma_core.attention.blocks import RowBlocks
 from sma_core.attention.cache import AttentionCache
+from sma_core.attention.flash import can_flash, flash_attention
 from sma_core.attention.positions import Local, PositionScheme, Rotary, Simple, build_positions
 from sma_core.attention.windowed import weigh, windowed_attention
 
@@ -13,6 +14,8 @@ __all__ = [
     "RowBlocks",
     "Simple",
     "build_positions",
+    "can_flash",
+    "flash_attention",
     "weigh",
     "windowed_attention",
 ]

@@ -5,6 +5,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional
 
+from sma_core.tracing import is_exporting
+
 # Rows of a query block. Work per row grows as W + BLOCK, so a block is no longer than needed to
 # keep the matrix products efficient.
 BLOCK = 32
@@ -30,10 +32,15 @@ class RowBlocks:
 
     def __init__(self, group: Int[Tensor, "R"], *, window: int, causal: bool) -> None:
         self._rows = group.shape[0]
-        self._block = max(1, min(BLOCK, self._rows))
-        # One block at least, so that no rows at all still reach every weight.
-        self._count = max(1, -(-self._rows // self._block))
-        self._before = min(-(-window // self._block), self._count - 1)
+        if is_exporting():  # one graph for any number of rows
+            self._block = BLOCK
+            self._count = 1 + self._rows // BLOCK  # one too many where it divides, but always one
+            self._before = -(-window // BLOCK)
+        else:
+            self._block = max(1, min(BLOCK, self._rows))
+            # One block at least, so that no rows at all still reach every weight.
+            self._count = max(1, -(-self._rows // self._block))
+            self._before = min(-(-window // self._block), self._count - 1)
         self._after = 0 if causal else self._before
 
         query = torch.arange(self._block, device=group.device)

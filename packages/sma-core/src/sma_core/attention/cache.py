@@ -139,6 +139,15 @@ class AttentionCache(TensorState):
         self.count.index_copy_(0, index, count + 1)
         return self.select(index)
 
+    def retract(self, where: Bool[Tensor, "B"]) -> None:
+        """Take back the row that `push` has just written for all, of the sequences `where`.
+
+        The oldest row, in whose slot it was, is not brought back: no later row could see it.
+        """
+        self.count.sub_(where.to(self.count.dtype))
+        newest = torch.arange(self.slots, device=where.device) == self.count[:, None] % self.slots
+        self.position.masked_fill_(newest & where[:, None], -1)
+
     @property
     def empty(self) -> Bool[Tensor, "B S"]:
         """Slots that hold no row yet."""

@@ -1,6 +1,6 @@
 """How attention knows where a row lies: rotate queries and keys, or add a bias to the scores."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -48,14 +48,23 @@ class Rotary(PositionScheme):
 
     def __init__(self, config: GatedAttentionConfig, *, causal: bool) -> None:
         super().__init__(config, causal=causal)
-        exponent = torch.arange(0, config.query_width, 2, dtype=torch.float64)
-        # No buffer: a cast of the model would round it.
-        self._frequency = 10_000 ** (-exponent / config.query_width)
+        self._width = config.query_width
+        self._frequency = self._frequencies(None)
+
+    def _frequencies(self, device: torch.device | None) -> Float[Tensor, "pairs"]:
+        exponent = torch.arange(0, self._width, 2, dtype=torch.float64, device=device)
+        return 10_000 ** (-exponent / self._width)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Go where the weights go. A buffer would, too, but a cast of the model would round it."""
+        super()._apply(fn, recurse)
+        self._frequency = self._frequencies(fn(self._frequency).device)
+        return self
 
     def rotate(self, x: Float[Tensor, "R 2 Z"], position: Int[Tensor, "R"]) -> Tensor:
         """See `PositionScheme.rotate`."""
-        if self._frequency.device != x.device:
-            self._frequency = self._frequency.to(x.device)
+        if self._frequency.device != x.device:  # weights can be moved one by one, past `_apply`
+            self._frequency = self._frequencies(x.device)
         # Angles in float64: a stream's index outgrows the 24 bits of float32.
         angle = position.view(-1, 1, 1) * self._frequency
         wide = torch.promote_types(x.dtype, torch.float32)

@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sma_core.operations import Extent, Operation
 from sma_core.policy_configs import BudgetConfig
 from sma_core.routing.decision import RoutingDecision
 from sma_core.routing.policy import RouterInputs, wide_margin
@@ -109,6 +110,22 @@ class Budget(TemperedPolicy):
     def held_rate(cls, config: BudgetConfig) -> float | None:
         """See `Policy.held_rate`."""
         return config.rate
+
+    @classmethod
+    def operations(
+        cls, config: BudgetConfig, *, width: int, pool: int, extent: Extent
+    ) -> list[Operation]:
+        """See `Policy.operations`: the last W margins, before each block, are sorted beside it."""
+        margins = extent.rows * pool * extent.wide
+        window = margins * config.window / config.block
+        steer = Operation(
+            name="steer",
+            read=margins,
+            written=0,
+            working=5 * window,  # as they are, masked, sorted, and their order
+            back=0,
+        )
+        return [*super().operations(config, width=width, pool=pool, extent=extent), steer]
 
     @torch.no_grad()
     def steer(

@@ -1,10 +1,13 @@
 """Policies that look at the position alone: bounds and controls for the learned ones."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sma_core.config import PeriodicConfig, RandomConfig
+from sma_core.operations import Extent, Operation
 from sma_core.routing.decision import RoutingDecision
 from sma_core.routing.policy import Policy
 
@@ -24,6 +27,12 @@ class FixedPolicy(Policy):
         """See `Policy.forward`."""
         active = self.decide(position).expand(-1, -1, self.pool)
         return RoutingDecision(active=active, confidence=logits.new_ones(active.shape))
+
+    @classmethod
+    def operations(cls, config: Any, *, width: int, pool: int, extent: Extent) -> list[Operation]:
+        """See `Policy.operations`: what it writes has no gradient."""
+        written = extent.rows * pool * (1 + extent.narrow)
+        return [Operation(name="decide", read=0.0, written=written, back=0.0)]
 
 
 class Always(FixedPolicy):

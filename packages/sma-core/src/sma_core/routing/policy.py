@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sma_core.operations import Extent, Operation
 from sma_core.routing.decision import RoutingDecision
 from sma_core.state import TensorState
 
@@ -115,6 +116,48 @@ class Policy(nn.Module):
     def flops(cls, config: Any, *, width: int, pool: int) -> int:
         """FLOPs of matrix products of the policy's own, for one step."""
         return 0
+
+    @classmethod
+    def operations(cls, config: Any, *, width: int, pool: int, extent: Extent) -> list[Operation]:
+        """List what the policy reads, writes and keeps in one pass.
+
+        Parameters
+        ----------
+        config
+            The policy's configuration.
+        width
+            D.
+        pool
+            M.
+        extent
+            The steps.
+        """
+        return [decide(extent, pool, kept=2)]
+
+
+def decide(extent: Extent, pool: int, *, kept: int, masks: int = 0) -> Operation:
+    """Describe what turns logits into decisions, confidences and probabilities.
+
+    Parameters
+    ----------
+    extent
+        The steps.
+    pool
+        M.
+    kept
+        Numbers kept for backward, of each step and sub-module.
+    masks
+        Bytes kept beside them.
+    """
+    choices = extent.rows * pool
+    return Operation(
+        name="decide",
+        read=choices * 2 * extent.narrow,
+        written=choices * (1 + 2 * extent.wide),
+        kept=choices * (kept * extent.wide + masks),
+        # Gradients of confidences, to those of logits.
+        back=choices * 2 * (extent.wide + 2 * extent.narrow),
+    )
 
 
 def wide_margin(logits: Float[Tensor, "*S M 2"]) -> Float[Tensor, "*S M"]:

@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sma_core.config import TemperedSoftmaxConfig
+from sma_core.operations import Extent, Operation
 from sma_core.routing.decision import RoutingDecision
-from sma_core.routing.policy import Policy, wide_margin
+from sma_core.routing.policy import Policy, decide, wide_margin
 
 
 class TemperedPolicy(Policy):
@@ -30,6 +31,11 @@ class TemperedPolicy(Policy):
     def tempered(self, margin: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
         """Margin over temperature: a softmax over two logits is a sigmoid of it."""
         return margin / torch.exp(self.theta)
+
+    @classmethod
+    def operations(cls, config: Any, *, width: int, pool: int, extent: Extent) -> list[Operation]:
+        """See `Policy.operations`: the margin, its probability, and which of two was taken."""
+        return [decide(extent, pool, kept=2, masks=1)]
 
 
 class TemperedSoftmax(TemperedPolicy):
@@ -53,3 +59,8 @@ class TemperedSoftmax(TemperedPolicy):
             logits=logits,
             probability=torch.sigmoid(tempered),
         )
+
+    @classmethod
+    def operations(cls, config: Any, *, width: int, pool: int, extent: Extent) -> list[Operation]:
+        """See `Policy.operations`: the margin before and after its temperature, two sigmoids."""
+        return [decide(extent, pool, kept=4)]

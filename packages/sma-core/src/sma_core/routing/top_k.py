@@ -3,6 +3,7 @@
 Raposo et al., "Mixture-of-Depths", arXiv 2404.02258.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sma_core.operations import Extent, Operation, linear
 from sma_core.policy_configs import TopKConfig
 from sma_core.routing.decision import RoutingDecision
 from sma_core.routing.policy import RouterInputs, wide_margin
@@ -68,6 +70,24 @@ class TopK(TemperedPolicy):
     def flops(cls, config: TopKConfig, *, width: int, pool: int) -> int:
         """See `Policy.flops`: the predictor."""
         return 2 * width * pool
+
+    @classmethod
+    def operations(
+        cls, config: TopKConfig, *, width: int, pool: int, extent: Extent
+    ) -> list[Operation]:
+        """See `Policy.operations`: the predictor, its loss, and the decision."""
+        predict = linear("predict", extent, width, pool)
+        return [
+            # The gradient of the predictor ends in its weights.
+            replace(predict, back=predict.forward),
+            *super().operations(config, width=width, pool=pool, extent=extent),
+            Operation(
+                name="cross entropy",
+                read=extent.rows * pool * (extent.narrow + 1),
+                written=0.0,
+                kept=extent.rows * pool * 2 * extent.wide,
+            ),
+        ]
 
 
 def largest(

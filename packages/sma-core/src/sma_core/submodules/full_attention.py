@@ -1,7 +1,7 @@
 """Multi-head softmax attention (Vaswani et al., arXiv 1706.03762) over all active rows."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -75,6 +75,19 @@ class FullAttention(SubModule):
             attn_mask=~ring.empty[:, None, None],
         )
         return self.output(seen.transpose(1, 2).flatten(1).to(x.dtype))
+
+    def step_where(
+        self,
+        active: Bool[Tensor, "B"],
+        x: Float[Tensor, "B D"],
+        position: Int[Tensor, "B"],
+        state: AttentionCache | None,
+    ) -> Float[Tensor, "B D"]:
+        """See `SubModule.step_where`; the ring is not copied."""
+        assert state is not None  # noqa: S101  (made by init_state)
+        out = self.step(x, position, state, None)
+        state.retract(~active)
+        return out
 
     def _project(
         self, x: Float[Tensor, "R D"], position: Int[Tensor, "R"]

@@ -3,11 +3,18 @@
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sma_core.attention import AttentionCache, build_positions, weigh, windowed_attention
+from sma_core.attention import (
+    AttentionCache,
+    build_positions,
+    can_flash,
+    flash_attention,
+    weigh,
+    windowed_attention,
+)
 from sma_core.config import GatedAttentionConfig
 from sma_core.dispatch import Rows
 from sma_core.submodules.submodule import SubModule, init_linear
@@ -52,20 +59,35 @@ class GatedAttention(SubModule):
             group, position, new = joined.group, joined.position, joined.new
             key, value = joined.key, joined.value
             query = torch.zeros_like(key).index_copy(0, new, query)
-        seen = windowed_attention(
-            query,
-            key,
-            value,
-            group,
-            position,
-            window=self.config.window,
-            causal=self.causal,
-            score=self.config.score,
-            scheme=self.positions,
-        )
+        if state is None and self._suits_flash(value, rows):
+            seen = flash_attention(
+                query, key, value, rows, window=self.config.window, causal=self.causal
+            )
+        else:
+            seen = windowed_attention(
+                query,
+                key,
+                value,
+                group,
+                position,
+                window=self.config.window,
+                causal=self.causal,
+                score=self.config.score,
+                scheme=self.positions,
+            )
         if new is not None:
             seen = seen.index_select(0, new)
         return self.output(seen * gate)
+
+    def _suits_flash(self, value: Float[Tensor, "R H"], rows: Rows) -> bool:
+        """Whether the fused kernel computes this: softmax without a bias, in half precision."""
+        config = self.config
+        return (
+            config.score == "softmax"
+            and config.position == "rotary"
+            and (rows.padding is None or self.causal)  # padding lies behind, which causal hides
+            and can_flash(value, rows, config.query_width)
+        )
 
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> AttentionCache:
         """See `SubModule.init_state`."""
@@ -98,6 +120,19 @@ class GatedAttention(SubModule):
         weights = weigh(scores, bias, ring.empty, self.config.score)
         seen = torch.bmm(weights.to(ring.value.dtype).unsqueeze(1), ring.value).squeeze(1)
         return self.output(seen.to(gate.dtype) * gate)
+
+    def step_where(
+        self,
+        active: Bool[Tensor, "B"],
+        x: Float[Tensor, "B D"],
+        position: Int[Tensor, "B"],
+        state: AttentionCache | None,
+    ) -> Float[Tensor, "B D"]:
+        """See `SubModule.step_where`; the ring is not copied."""
+        assert state is not None  # noqa: S101  (made by init_state)
+        out = self.step(x, position, state, None)
+        state.retract(~active)
+        return out
 
     def _project(
         self, x: Float[Tensor, "R D"], position: Int[Tensor, "R"]

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sma_core.dispatch import Rows
@@ -76,6 +76,33 @@ class SubModule(nn.Module):
             Which sequences of the batch the rows belong to; None: all, in order.
         """
         raise NotImplementedError
+
+    def step_where(
+        self,
+        active: Bool[Tensor, "B"],
+        x: Float[Tensor, "B D"],
+        position: Int[Tensor, "B"],
+        state: Any | None,
+    ) -> Float[Tensor, "B D"]:
+        """Step all sequences, and keep the new state of the active ones only.
+
+        For graphs that are captured once and replayed: the host reads nothing and every size is
+        the same at every step. What is returned for a sequence that is not active is not used.
+
+        Parameters
+        ----------
+        active
+            Which sequences run.
+        x, position, state
+            As of `step`, of all sequences.
+        """
+        before = None if state is None else [tensor.clone() for tensor in state.tensors()]
+        out = self.step(x, position, state, None)
+        if state is not None and before is not None:
+            for new, old in zip(state.tensors(), before, strict=True):
+                runs = active.view(-1, *(1,) * (new.dim() - 1))
+                new.copy_(new.where(runs, old))
+        return out
 
 
 class RowwiseSubModule(SubModule):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sma_pilot.decision.record import Decision
 from sma_pilot.judge.measurements import (
     ARMS,
     BASELINE,
@@ -60,6 +61,8 @@ def page_content(evidence: Evidence) -> dict[str, Any]:
         "slices": _slices(evidence),
         "models": _models(evidence),
         "provenance": _provenance(evidence),
+        "decisions": [_decision(own) for own in reversed(evidence.decisions)],
+        "is_signed_result": evidence.is_signed_result,
     }
 
 
@@ -223,6 +226,20 @@ def _provenance(evidence: Evidence) -> list[tuple[str, str]]:
         if value is not None and not isinstance(value, dict | list)
     ]
     return [(term, printable(text, 400)) for term, text in facts + environment]
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    symbol, word, _ = VERDICTS[decision.decision]
+    return {
+        "number": decision.number,
+        "word": f"{symbol} {word}",
+        "by": printable(decision.by, 200),
+        "moment": decision.moment,
+        "reason": printable(decision.reason, 10_000),
+        "verdict": VERDICTS[decision.verdict][1],
+        "override": decision.override,
+        "result": decision.files.get("result.json", "")[:16],
+    }
 
 
 def _moment(time_ns: int | None) -> str:

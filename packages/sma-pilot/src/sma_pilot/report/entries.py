@@ -12,15 +12,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sma_core.checkpoint import CARD_FILE, read_card
+from sma_pilot.decision.record import Decision
 from sma_pilot.judge.result import Kpi
 from sma_pilot.replay.card import ReplayCard
 from sma_pilot.report.evidence import Evidence
+from sma_pilot.report.svg import printable
 from sma_pilot.report.words import kpi_topic
 
 PLAN_TAG = "sma.plan_digest"
 ARM_TAG = "sma.arm"
 KIND_TAG = "sma.kind"
+FINGERPRINT_TAG = "sma.fingerprint"
 VERDICT_TAG = "sma.verdict"
+DECISION_TAG = "sma.decision"
+SIGNED_BY_TAG = "sma.signed_by"
+SIGNED_AT_TAG = "sma.signed_at"
+OVERRIDE_TAG = "sma.override"
+RECORD_TAG = "sma.decision_sha256"
+SINCE_TAG = "sma.since_signed"
 GATE_TAG = "sma.gate."
 GATE_SECTION = "kpi"
 # What the store's names may hold; a sub-module that somebody registered may be called anything.
@@ -47,9 +56,27 @@ class Entries:
     tags: Mapping[str, str]
 
 
-def pilot_entries(evidence: Evidence) -> Entries:
-    """Return what the pilot's own run says."""
-    result, plan = evidence.result, evidence.plan
+def decision_tags(decision: Decision) -> dict[str, str]:
+    """Return what a run, or a version of a registered model, says of the decision on it."""
+    return {
+        DECISION_TAG: decision.decision,
+        SIGNED_BY_TAG: printable(decision.by, 200),
+        SIGNED_AT_TAG: decision.signed_at,
+        OVERRIDE_TAG: str(decision.override).lower(),
+        RECORD_TAG: decision.sha256,
+    }
+
+
+def pilot_entries(evidence: Evidence, *, unchanged: bool = True) -> Entries:
+    """Return what the pilot's own run says.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    unchanged : bool
+        Whether the run folder is still what was signed; without a decision it does not matter.
+    """
+    result, plan, decisions = evidence.result, evidence.plan, evidence.decisions
     gates = [kpi for kpi in result.kpis if kpi.is_gate]
     compared = [kpi for kpi in result.kpis if kpi.arm is None]
     settings = plan.model_dump(mode="json", exclude={"version", "description"})
@@ -65,6 +92,8 @@ def pilot_entries(evidence: Evidence) -> Entries:
         params={_name(name): value for name, value in _leaves(settings)},
         tags={
             VERDICT_TAG: result.verdict,
+            **(decision_tags(decisions[-1]) if decisions else {}),
+            **({SINCE_TAG: "unchanged" if unchanged else "changed"} if decisions else {}),
             **{GATE_TAG + _gate_name(kpi): kpi.status for kpi in gates},
             PLAN_TAG: plan.digest,
             "sma.dataset_digest": evidence.dataset.card.digest,
@@ -100,7 +129,7 @@ def arm_entries(evidence: Evidence, arm: str) -> Entries:
             PLAN_TAG: evidence.plan.digest,
             ARM_TAG: arm,
             KIND_TAG: plan.kind,
-            **({"sma.fingerprint": fingerprint} if fingerprint else {}),
+            **({FINGERPRINT_TAG: fingerprint} if fingerprint else {}),
         },
     )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sma_core import DatasetError
 from sma_core.dataset import PreparedDataset
+from sma_pilot.decision.record import Decision, load_decisions
 from sma_pilot.errors import RunError
 from sma_pilot.judge.alarms import episode_starts
 from sma_pilot.judge.events import DAY_NS, NORMAL, POSITIVE, nanoseconds
@@ -44,6 +45,8 @@ class Evidence:
         The judged rows and their events.
     quality : mapping arm -> ArmQuality
         Every arm that was scored, the incumbent's second pass too.
+    decisions : tuple of Decision
+        What was signed, oldest first.
     """
 
     run: RunFolder
@@ -54,6 +57,7 @@ class Evidence:
     measurements: Measurements
     scene: Scene
     quality: Mapping[str, ArmQuality]
+    decisions: tuple[Decision, ...] = ()
 
     @classmethod
     def read(cls, run_folder: Path) -> "Evidence":
@@ -69,6 +73,7 @@ class Evidence:
         result, sha256 = read_result(run)
         if result.plan["digest"] != plan.digest:
             raise RunError(f"{run.result}: judged by another plan; run `sma-pilot judge` again")
+        decisions = load_decisions(run)
         try:
             dataset = PreparedDataset.open(run.dataset)
         except DatasetError as error:
@@ -85,6 +90,14 @@ class Evidence:
             measurements=measurements,
             scene=scene,
             quality={arm: scene.score(arm, thresholds.get(arm)) for arm in scene.rows.scores},
+            decisions=decisions,
+        )
+
+    @property
+    def is_signed_result(self) -> bool:
+        """Whether ``result.json`` is the one that the newest decision was signed over."""
+        return bool(self.decisions) and (
+            self.decisions[-1].files.get(self.run.result.name) == self.result_sha256
         )
 
     @property

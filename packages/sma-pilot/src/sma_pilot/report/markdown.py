@@ -1,4 +1,4 @@
-"""The verdict as Markdown, for a page that shows it above everything else: MLflow's run page.
+"""Verdict and decision as Markdown, for a page that shows them on top: MLflow's run page.
 
 A page may fold all but the first lines: these hold the verdict and every limit.
 """
@@ -6,6 +6,7 @@ A page may fold all but the first lines: these hold the verdict and every limit.
 import re
 from collections.abc import Iterator, Sequence
 
+from sma_pilot.decision.record import Decision
 from sma_pilot.judge.measurements import BASELINE, CANDIDATE, INCUMBENT
 from sma_pilot.judge.result import Result, Status
 from sma_pilot.report.svg import printable
@@ -54,6 +55,42 @@ def verdict_markdown(result: Result, length: int) -> str:
         if len(text) + len(part) + 2 <= length:
             text += f"\n\n{part}"
     return text
+
+
+def decision_markdown(decisions: Sequence[Decision], *, unchanged: bool, length: int) -> str:
+    """Say who signed what, the newest decision first; it is there however short `length` is.
+
+    Parameters
+    ----------
+    decisions : sequence of Decision
+        Of one run, oldest first.
+    unchanged : bool
+        Whether the run is still what was signed.
+    length : int
+        Characters that the page takes; the oldest decisions are left out where they do not fit.
+    """
+    if not decisions:
+        return ""
+    text = _signed(decisions[-1])
+    if not unchanged:
+        text = f"**\N{WARNING SIGN} The run was changed after it was signed.** {text}"
+    for place, decision in enumerate(reversed(decisions[:-1])):
+        line = f"\n\nBefore: {_signed(decision)}"
+        if len(text) + len(line) > length:
+            return f"{text}\n\nBefore: {len(decisions) - 1 - place} more, on the report."
+        text += line
+    return text
+
+
+def _signed(decision: Decision) -> str:
+    symbol, word, _ = VERDICTS[decision.decision]
+    head = f"**{symbol} Signed: {word.lower()}**"
+    if decision.override:
+        head = (
+            f"**\N{WARNING SIGN} Signed: {word.lower()}, AGAINST the verdict {decision.verdict}**"
+        )
+    by, reason = escape_markdown(decision.by, 100), escape_markdown(decision.reason, 200)
+    return f"{head} by {by}, {decision.moment}: {reason}"
 
 
 def _gates(result: Result) -> str:

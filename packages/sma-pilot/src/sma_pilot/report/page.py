@@ -44,14 +44,18 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
     """
     evidence = Evidence.read(run_folder)
     path = evidence.run.report if out is None else out
-    page = render(evidence, draw(evidence))
+    write_page(path, render(evidence, draw(evidence)))
+    return path
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page whole or not at all, in the same bytes on every system."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_bytes(page.encode())
         temporary.replace(path)
     except OSError as error:
         raise RunError(f"{path}: cannot write the report: {error.strerror}") from error
-    return path
 
 
 def draw(evidence: Evidence) -> dict[str, Drawing]:

@@ -1,4 +1,4 @@
-"""What a model costs at a measured activation: operations of a time step, bytes of a stream.
+"""Operations of a time step at a measured activation.
 
 A FLOP is a multiplication or an addition, so a product of m x k and k x n costs 2 m k n.
 Counted are matrix products and the EMA's recurrence; norms, activations and additions of vectors
@@ -9,9 +9,6 @@ widths of queries and values, W window.
 from collections.abc import Sequence
 from functools import singledispatch
 
-import torch
-from torch import nn
-
 from sma_core.config import (
     ArchitectureConfig,
     GatedAttentionConfig,
@@ -21,7 +18,6 @@ from sma_core.config import (
     TransformerConfig,
 )
 from sma_core.errors import ConfigError
-from sma_core.model import build_model
 from sma_core.routing import policy_class
 from sma_core.submodule_configs import (
     ActiveEMAConfig,
@@ -51,7 +47,7 @@ def step_flops(config: ArchitectureConfig, activation: Rates = ()) -> float:
     ConfigError
         When the rates do not fit the model, or a sub-module has no count.
     """
-    return product_flops(config, activation) + _recurrence_flops(config)
+    return product_flops(config, activation) + recurrence_flops(config)
 
 
 def dense_step_flops(config: ArchitectureConfig) -> float:
@@ -64,7 +60,7 @@ def product_flops(config: ArchitectureConfig, activation: Rates = ()) -> float:
     embed = 2 * (2 * config.inputs.numeric) * config.width
     head = 2 * config.width * config.head.outputs
     if isinstance(config, ModelConfig):
-        _check_rates(config, activation)
+        check_rates(config, activation)
         return float(embed + head + sum(_layer_flops(config, rates) for rates in activation))
     if isinstance(config, TransformerConfig):
         width = config.width
@@ -133,7 +129,7 @@ def _(config: ActiveEMAConfig, width: int, causal: bool) -> int:
     return width * (directions * 5 * config.states + 2) + 2 * width * width
 
 
-def _recurrence_flops(config: ArchitectureConfig) -> float:
+def recurrence_flops(config: ArchitectureConfig) -> float:
     """Decay, write and read of every EMA state, and the direct term: 5 N + 2 a channel."""
     if not isinstance(config, ModelConfig):
         return 0.0
@@ -145,7 +141,8 @@ def _all_on(config: ArchitectureConfig) -> Rates:
     return [[1.0] * len(config.pool)] * config.layers if isinstance(config, ModelConfig) else ()
 
 
-def _check_rates(config: ModelConfig, activation: Rates) -> None:
+def check_rates(config: ModelConfig, activation: Rates) -> None:
+    """Raise `ConfigError` unless there is a rate in 0..1 for each sub-module of each layer."""
     if [len(rates) for rates in activation] != [len(config.pool)] * config.layers:
         raise ConfigError(
             f"activation: needs {config.layers} layers of {len(config.pool)} rates, got "
@@ -153,21 +150,3 @@ def _check_rates(config: ModelConfig, activation: Rates) -> None:
         )
     if not all(0.0 <= rate <= 1.0 for rates in activation for rate in rates):
         raise ConfigError(f"activation: rates lie in 0..1, got {[list(r) for r in activation]}")
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Count the trainable numbers of a model."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def state_bytes(config: ArchitectureConfig, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes that the stream of one entity keeps from step to step.
-
-    Raises
-    ------
-    StreamingError
-        When the model is bidirectional.
-    """
-    # On the meta device nothing is allocated, and no formula can fall behind the code.
-    with torch.device("meta"):
-        return build_model(config).init_state(1, device="meta", dtype=dtype).nbytes

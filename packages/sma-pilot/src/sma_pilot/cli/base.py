@@ -1,0 +1,73 @@
+"""The program and what its commands share: options, progress, and where things are said."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sma_pilot.errors import PilotError
+
+app = typer.Typer(
+    name="sma-pilot",
+    help="Replay historical logs through a sparse model and its incumbent; judge with evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+PlanFile = Annotated[Path, typer.Argument(help="The plan, a pilot.toml.", metavar="PLAN")]
+DataFolder = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        envvar="SMA_DATA",
+        help="Where the plan's relative log paths start.",
+        metavar="DIR",
+    ),
+]
+OutFolder = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        help="Where run folders and the MLflow store go.",
+        metavar="DIR",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document alone on stdout.")]
+ExitByVerdict = Annotated[
+    bool, typer.Option("--exit-code", help="Exit 0 on go, 10 on no-go, 20 on inconclusive.")
+]
+RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+
+
+@contextmanager
+def progress_shown() -> Iterator[Any]:
+    """Yield what long work reports its progress to."""
+    from sma_pilot.progress import make_progress
+
+    progress = make_progress()
+    try:
+        yield progress
+    finally:
+        progress.close()
+
+
+def store_in(out: Path) -> str:
+    """Return the address of the MLflow store in `out`."""
+    return f"sqlite:///{(out / 'mlflow.db').resolve()}"
+
+
+def say(text: str) -> None:
+    """Print on stderr."""
+    typer.echo(text, err=True)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that the user named."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PilotError(f"{path}: cannot be written: {error.strerror}") from error

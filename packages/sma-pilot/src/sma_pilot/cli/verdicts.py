@@ -1,0 +1,146 @@
+"""Commands on a judged run: its page, its record in MLflow, its signature; and the UI of all."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sma_pilot.cli.base import AsJson, OutFolder, RunPath, app, progress_shown, say, store_in
+from sma_pilot.errors import PilotError
+
+CHANGED = 1
+
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Where the MLflow store is; beside the run folder unless told.",
+        metavar="DIR",
+    ),
+]
+
+
+def _store_of(run: Path, out: Path | None) -> str:
+    return store_in(run.resolve().parent if out is None else out)
+
+
+@app.command()
+def report(
+    run: RunPath,
+    page: Annotated[Path | None, typer.Option("--page", help="Where to write the page.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the one-page HTML report of a judged run.
+
+    Example: `sma-pilot report runs/smd-1a2b3c4d`
+    """
+    from sma_pilot import pilot
+    from sma_pilot.run_folder import RunFolder
+
+    written = pilot.report(RunFolder.open(run), page)
+    typer.echo(json.dumps({"report": str(written)}) if as_json else str(written))
+
+
+@app.command()
+def track(run: RunPath, out: StoreFolder = None, as_json: AsJson = False) -> None:
+    """Record a judged run in MLflow; a run that is there already is brought up to date.
+
+    Example: `sma-pilot track runs/smd-1a2b3c4d`
+    """
+    from sma_pilot import pilot
+    from sma_pilot.run_folder import RunFolder
+
+    run_id = pilot.track(RunFolder.open(run), _store_of(run, out))
+    typer.echo(json.dumps({"mlflow_run": run_id}) if as_json else run_id)
+
+
+@app.command()
+def sign(
+    run: RunPath,
+    decision: Annotated[
+        Literal["go", "no-go"], typer.Option("--decision", help="What was decided.")
+    ],
+    by: Annotated[str, typer.Option("--by", help="Who decided.", metavar="NAME")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, in a sentence.", metavar="TEXT")],
+    override: Annotated[
+        bool, typer.Option("--override", help="Sign against the verdict; it shows for ever.")
+    ] = False,
+    out: StoreFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sign a decision on a judged run, and record it in MLflow and its model registry.
+
+    Example: `sma-pilot sign runs/smd-1a2b3c4d --decision go --by "Ada Berg" --reason "As judged."`
+    """
+    from sma_pilot import pilot
+    from sma_pilot.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+    with progress_shown() as progress:
+        signed = pilot.sign(folder, decision, by, reason, override=override, on_progress=progress)
+    try:
+        run_id, failure = pilot.track(folder, _store_of(run, out)), None
+    except PilotError as error:
+        run_id, failure = None, error
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "number": signed.number,
+                    "decision": signed.decision,
+                    "verdict": signed.verdict,
+                    "override": signed.override,
+                    "file": str(folder.decisions / signed.file_name),
+                    "sha256": signed.sha256,
+                    "mlflow_run": run_id,
+                }
+            )
+        )
+    else:
+        against = f", AGAINST the verdict {signed.verdict}" if signed.override else ""
+        typer.echo(f"signed   {signed.decision} by {signed.by}{against}")
+        typer.echo(f"record   {folder.decisions / signed.file_name}")
+        typer.echo(f"report   {folder.report}")
+        say("\nKeep this line elsewhere: it finds out if the records themselves are replaced.")
+        say(f"sma-pilot verify {run} --record {signed.sha256}")
+    if failure is not None:
+        say("\nThe decision is signed, but MLflow does not show it yet:")
+        raise failure
+
+
+@app.command()
+def verify(
+    run: RunPath,
+    record: Annotated[
+        str | None,
+        typer.Option("--record", help="Hash of a record, as `sign` printed it.", metavar="SHA256"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether any file of a signed run was changed since; exits with 1 when one was.
+
+    Example: `sma-pilot verify runs/smd-1a2b3c4d`
+    """
+    from sma_pilot import pilot
+
+    with progress_shown() as progress:
+        found = pilot.verify(run, record, progress)
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
+    if not found.is_intact:
+        raise typer.Exit(CHANGED)
+
+
+@app.command()
+def ui(
+    out: OutFolder = Path("runs"),
+    host: Annotated[str, typer.Option(help="Address to bind; loopback unless told.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow UI on the store that `run` and `demo` write.
+
+    Example: `sma-pilot ui --port 5001`
+    """
+    from sma_pilot.ui import serve_ui
+
+    serve_ui(out / "mlflow.db", port=port, host=host)

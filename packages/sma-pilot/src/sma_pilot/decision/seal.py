@@ -1,0 +1,48 @@
+"""The seal of a run folder: the hash of each of its files."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sma_core.files import sha256_of
+from sma_pilot.errors import RunError
+from sma_pilot.progress import OnProgress
+from sma_pilot.run_folder import RunFolder
+
+
+def seal(run: RunFolder, on_progress: OnProgress) -> dict[str, str]:
+    """Return the SHA-256 of each file of the run folder by its path in it.
+
+    Records of decisions are left out, they have a chain of their own; so are hidden files, which
+    nothing reads. Linked folders are followed.
+
+    Raises
+    ------
+    RunError
+        When a file cannot be read.
+    """
+    paths = sorted(_files(run))
+    hashes = {}
+    for done, path in enumerate(paths):
+        on_progress("hash", done, len(paths))
+        # A name need not be text; JSON has to be.
+        name = path.relative_to(run.path).as_posix().encode(errors="backslashreplace").decode()
+        try:
+            hashes[name] = sha256_of(path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    on_progress("hash", len(paths), len(paths))
+    return hashes
+
+
+def _files(run: RunFolder) -> Iterator[Path]:
+    for place, folders, names in os.walk(run.path, followlinks=True):
+        folder = Path(place)
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and folder / name != run.decisions
+        ]
+        yield from (
+            folder / name
+            for name in names
+            if not name.startswith(".") and (folder / name).is_file()
+        )
