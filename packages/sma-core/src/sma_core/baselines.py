@@ -193,6 +193,18 @@ class TransformerLayer(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        turns: Complex[Tensor, "B 1 T E2"],
+        position: Int[Tensor, "B"],
+        taken: Int[Tensor, "B"],
+        ring: KeyValueRing | None,
+    ) -> Float[Tensor, "B T D"]:
+        """Run over T steps; see `WindowAttention.forward`."""
+        attended = self.attention(self.attention_norm(x), turns, position, taken, ring)
+        return self.combine(x, attended)
+
     def combine(self, x: Float[Tensor, "B T D"], attended: Tensor) -> Float[Tensor, "B T D"]:
         """Add what attention found, then the feed-forward block."""
         x = x + self.dropout(attended)
@@ -221,10 +233,8 @@ class TransformerModel(SequenceModel):
         turns = self.rotation.turns(position)
         start = position[:, 0]
         taken = torch.full_like(start, x.shape[1]) if valid is None else valid.sum(1)
-        for i, layer in enumerate(cast(list[TransformerLayer], list(self.layers))):
-            ring = None if layers is None else layers[i]
-            attended = layer.attention(layer.attention_norm(x), turns, start, taken, ring)
-            x = layer.combine(x, attended)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, turns, start, taken, None if layers is None else layers[i])
         return self.norm(x), ()
 
     def encode_step(

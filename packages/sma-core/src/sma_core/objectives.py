@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sma_core.config import HeadConfig
@@ -68,6 +68,7 @@ def task_loss(
     positive_weight : float, optional
         Weight of every class but 0, against 1; 1 by default.
     """
+    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
     if head.kind == "forecast":
         observed = batch.target.isfinite()
         target = batch.target.where(observed, 0.0).clamp(-TARGET_LIMIT, TARGET_LIMIT)
@@ -77,7 +78,7 @@ def task_loss(
 
     logits, target = prediction.flatten(0, -2), batch.target.flatten()
     known = target >= 0
-    weight = torch.where(target > 0, positive_weight or 1.0, 1.0) * known
+    weight = _class_weights(target, positive_weight)
     if head.outputs == 1:
         logits = logits.squeeze(-1)
         positive = target > 0
@@ -94,6 +95,20 @@ def task_loss(
     )
 
 
+def task_weight(
+    head: HeadConfig, batch: Batch, positive_weight: float | None = None
+) -> Float[Tensor, ""]:
+    """Sum of the weights of a batch's targets, `TaskLoss.weight`, before there is a prediction."""
+    if head.kind == "forecast":
+        return batch.target.isfinite().sum().float()
+    return _class_weights(batch.target.flatten(), positive_weight).sum()
+
+
+def _class_weights(target: Int[Tensor, " N"], positive_weight: float | None) -> Float[Tensor, " N"]:
+    """Weight of each class; 0 for what is to be left out."""
+    return torch.where(target > 0, positive_weight or 1.0, 1.0) * (target >= 0)
+
+
 def activation_rates(
     decisions: Sequence[RoutingDecision], valid: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "L M"]:
@@ -104,8 +119,19 @@ def activation_rates(
     return (active * valid[..., None]).sum(dim=(1, 2)) / valid.sum().clamp_min(1)
 
 
+def settled_rates(
+    decisions: Sequence[RoutingDecision], valid: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, "L M"]:
+    """Activation rates by what a policy will do in evaluation, where it samples in training."""
+    settled = [d if d.noiseless is None else replace(d, active=d.noiseless) for d in decisions]
+    return activation_rates(settled, valid)
+
+
 def rate_loss(
-    decisions: Sequence[RoutingDecision], valid: Bool[Tensor, "B T"] | None, target_rate: float
+    decisions: Sequence[RoutingDecision],
+    valid: Bool[Tensor, "B T"] | None,
+    target_rate: float,
+    rates: Float[Tensor, "L M"] | None = None,
 ) -> Float[Tensor, ""]:
     """Steer the share of steps at which each sub-module runs towards a target.
 
@@ -123,11 +149,13 @@ def rate_loss(
         Which steps are no padding.
     target_rate : float
         In [0, 1].
+    rates : Tensor, optional
+        Measured rates, where these decisions are only a part of what was decided; by default
+        `settled_rates` of the decisions.
     """
-    # A policy that samples in training is steered by what it will do in evaluation.
-    settled = [d if d.noiseless is None else replace(d, active=d.noiseless) for d in decisions]
-    excess = activation_rates(settled, valid) - target_rate
+    excess = (settled_rates(decisions, valid) if rates is None else rates) - target_rate
     margins = torch.stack([decision.margin for decision in decisions])  # type: ignore[arg-type]
+    margins = margins.to(torch.promote_types(margins.dtype, torch.float32))
     return (excess.detach() * _mean_over_steps(margins, valid)).sum()
 
 
@@ -178,6 +206,7 @@ def routing_loss(
     decisions: Sequence[RoutingDecision],
     valid: Bool[Tensor, "B T"] | None,
     training: TrainingConfig,
+    rates: Float[Tensor, "L M"] | None = None,
 ) -> Float[Tensor, ""] | float:
     """Add up what routing adds to the loss of a task: weighted regularisers, and auxiliaries.
 
@@ -189,10 +218,14 @@ def routing_loss(
         Which steps are no padding.
     training : TrainingConfig
         Holds `target_rate` and the weights.
+    rates : Tensor, optional
+        See `rate_loss`.
     """
     loss: Tensor | float = 0.0
     if training.target_rate is not None:
-        loss = loss + training.rate_weight * rate_loss(decisions, valid, training.target_rate)
+        loss = loss + training.rate_weight * rate_loss(
+            decisions, valid, training.target_rate, rates
+        )
     if training.z_weight:
         loss = loss + training.z_weight * z_loss(decisions, valid)
     if training.entropy_weight:

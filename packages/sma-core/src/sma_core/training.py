@@ -3,6 +3,9 @@
 Every random choice of a step follows from the seed and the step's number: its batch, its dropout.
 So a run that is killed and called again does the same arithmetic as one that was not, and on the
 same CPU ends with the same weights, bit for bit.
+
+Several processes train one model where `fit` is told of them (`sma_core.parallel`): each computes
+its part of every batch, and all that is decided is decided on sums over all of them.
 """
 
 import math
@@ -14,25 +17,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from sma_core.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from sma_core.config import ArchitectureConfig, config_to_dict
-from sma_core.dataset import Batch, PreparedDataset, WindowSampler
+from sma_core.dataset import PreparedDataset, WindowSampler
 from sma_core.errors import DatasetError, TrainingError
 from sma_core.files import digest_of
 from sma_core.model import SequenceModel, build_model
-from sma_core.objectives import activation_rates, routing_loss, task_loss
-from sma_core.routing import set_progress
+from sma_core.objectives import activation_rates, task_loss
+from sma_core.parallel import (
+    ALONE,
+    Parallel,
+    Spread,
+    Stopped,
+    StopRequest,
+    gathered,
+    stop_requests,
+)
 from sma_core.training_checks import check_fit
 from sma_core.training_config import TrainingConfig
 from sma_core.training_state import Progress, TrainingState
+from sma_core.training_step import Stepper, learning_rate, parameter_groups, steps_of
 
-__all__ = ["FitResult", "Progress", "TrainingConfig", "check_fit", "evaluate", "fit"]
+__all__ = [
+    "FitResult",
+    "Progress",
+    "TrainingConfig",
+    "check_fit",
+    "evaluate",
+    "fit",
+    "learning_rate",
+]
 
 # An activation rate this close to its target has reached it: closer is noise between batches.
 RATE_TOLERANCE = 0.05
-_FINAL_RATE = 0.1  # share of the learning rate that the cosine ends with
 _STATE_FOLDER = "progress"
 
 
@@ -74,8 +92,9 @@ def fit(
     folder: Path,
     *,
     on_progress: Callable[[Progress], None] | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     provenance: Mapping[str, Any] | None = None,
+    parallel: Parallel = ALONE,
 ) -> FitResult:
     """Train on the split "train", stop early on "validation", leave a checkpoint in `folder`.
 
@@ -93,11 +112,15 @@ def fit(
     folder : Path
         Gets the checkpoint, and ``progress/`` while training lasts.
     on_progress : callable, optional
-        Called after every step. It may raise to stop: what was saved stays.
-    device : torch.device or str
-        Where to train.
+        Called after every step, of several processes in rank 0. It may raise to stop: what was
+        saved stays.
+    device : torch.device or str, optional
+        Where to train; by default on the device of `parallel`, which is the CPU when alone.
     provenance : mapping, optional
         JSON-ready record to keep in the checkpoint's card.
+    parallel : Parallel
+        The processes that train together, from `sma_core.parallel.join`. All call `fit` with the
+        same arguments, and see the same folders; another number of them may take up a run.
 
     Returns
     -------
@@ -110,41 +133,47 @@ def fit(
         When the model and the data set do not fit each other.
     TrainingError
         When the folder holds another model or its training, or the loss is not a number.
+    Stopped
+        When several processes were asked to stop, by SIGINT or SIGTERM: the state is saved.
     """
     folder = Path(folder)
-    check_fit(config, dataset, training)
+    check_fit(config, dataset, training, processes=parallel.size)
     digest = digest_of(
         {
             "config": config_to_dict(config),
-            "training": asdict(training),
+            "training": training.to_dict(),
             "dataset": dataset.card.digest,
         }
     )
-    if (folder / CARD_FILE).is_file():
+    (finished,) = parallel.from_main([float((folder / CARD_FILE).is_file())])
+    if finished:
         return _finished(folder, digest)
+    device = torch.device(parallel.device if device is None else device)
     # The caller's random numbers stay as they are.
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        run = _Run(config, dataset, training, folder / _STATE_FOLDER, digest, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        run = _Run(config, dataset, training, folder / _STATE_FOLDER, digest, device, parallel)
         run.train(on_progress)
         state = run.state
-        run.model.load_state_dict(state.best_weights)
+        model = build_model(config)
     record = {
         "digest": digest,
-        "training": asdict(training),
+        "training": training.to_dict(),
         "best_step": state.best_step,
         "metrics": state.best_metrics,
         "steps": state.step,
         "seconds": state.seconds,
         "history": [asdict(progress) for progress in state.history],
     }
-    save_checkpoint(
-        folder,
-        run.model,
-        provenance={**(provenance or {}), "fit": record},
-        dataset_card=dataset.card.to_dict(),
-    )
-    shutil.rmtree(folder / _STATE_FOLDER)
+    if parallel.main:
+        model.load_state_dict(state.best_weights)
+        save_checkpoint(
+            folder,
+            model,
+            provenance={**(provenance or {}), "fit": record},
+            dataset_card=dataset.card.to_dict(),
+        )
+        shutil.rmtree(folder / _STATE_FOLDER)
+    parallel.wait()
     return _result(folder, record)
 
 
@@ -158,12 +187,14 @@ class _Run:
         training: TrainingConfig,
         folder: Path,
         digest: str,
-        device: torch.device | str,
+        device: torch.device,
+        parallel: Parallel,
     ) -> None:
         self.training = training
         self.folder = folder
         self.digest = digest
         self.device = device
+        self.parallel = parallel
 
         def sampler(split: str) -> WindowSampler:
             return WindowSampler(
@@ -174,25 +205,39 @@ class _Run:
                 seed=training.seed,
             )
 
-        self.train_batches = sampler("train")
+        batches = sampler("train")
         self.validation_batches = sampler("validation")
         torch.manual_seed(training.seed)
         self.model = build_model(config).to(device)
+        spread = Spread(self.model, parallel, recompute=training.activation_checkpointing)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, training.weight_decay), fused=True
         )
+        self.stepper = Stepper(spread, self.optimizer, batches, training, parallel)
         self.state = TrainingState.load(folder, digest, self.model, self.optimizer)
+        (step,) = parallel.from_main([float(self.state.step)])
+        if step != self.state.step:
+            raise TrainingError(
+                f"{folder}: rank 0 read the state after {step:.0f} steps there, rank "
+                f"{parallel.rank} after {self.state.step}: name a folder that all processes share"
+            )
 
     def train(self, on_progress: Callable[[Progress], None] | None) -> None:
+        if self.parallel.size == 1:
+            self._train(on_progress, StopRequest())
+            return
+        with stop_requests() as request:
+            self._train(on_progress if self.parallel.main else None, request)
+
+    def _train(self, on_progress: Callable[[Progress], None] | None, request: StopRequest) -> None:
         training, state = self.training, self.state
         began, seconds_before, tokens = time.perf_counter(), state.seconds, 0
         # A run that was stopped after its last step, or that had lost patience, has nothing to do.
         while state.step < training.max_steps and state.stale < training.patience:
-            batch = self.train_batches.batch(state.step).to(self.device)
-            loss, rate = self._step(batch)
-            tokens += _steps_of(batch)
+            done = self.stepper.take(state.step, self.device, stop=request.asked)
+            tokens += done.steps
             state.step += 1
-            state.loss_sum += loss
+            state.loss_sum += done.loss
             state.loss_count += 1
             last = state.step == training.max_steps
             progress = Progress(
@@ -200,53 +245,40 @@ class _Run:
                 max_steps=training.max_steps,
                 train_loss=state.loss_sum / state.loss_count,
                 validation_loss=None,
-                activation_rate=rate,
+                activation_rate=done.rate,
                 tokens_per_second=tokens / (time.perf_counter() - began),
             )
             if last or state.step % training.evaluate_every == 0:
                 progress = self._evaluate(progress)
             state.seconds = seconds_before + time.perf_counter() - began
-            if last or state.step % training.checkpoint_every == 0 or self._out_of_patience:
-                state.save(self.folder, self.digest, self.model, self.optimizer)
+            due = last or state.step % training.checkpoint_every == 0 or self._out_of_patience
+            if due or done.stop:
+                state.save(
+                    self.folder,
+                    self.digest,
+                    self.model,
+                    self.optimizer,
+                    write=self.parallel.main,
+                )
             if on_progress is not None:
                 on_progress(progress)
+            if done.stop:
+                raise Stopped(f"stopped after step {state.step}, to be taken up from there")
 
     @property
     def _out_of_patience(self) -> bool:
         return self.state.stale >= self.training.patience
 
-    def _step(self, batch: Batch) -> tuple[float, float | None]:
-        """Take one optimiser step; return the task's loss and the activation rate."""
-        training, step = self.training, self.state.step
-        torch.manual_seed((training.seed + 1) * 1_000_003 + step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, training)
-        set_progress(self.model, step / training.max_steps)
-        self.model.train()
-        outputs = self.model(batch.inputs)
-        task = task_loss(
-            self.model.config.head, outputs.prediction, batch, training.positive_weight
-        )
-        loss, rate = task.mean, None
-        if outputs.decisions:
-            valid = batch.inputs.valid
-            rate = activation_rates(outputs.decisions, valid).mean().item()
-            loss = loss + routing_loss(outputs.decisions, valid, training)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
-        if not math.isfinite(norm.item()):
-            raise TrainingError(
-                f"step {step + 1}: the gradient is not finite (loss {task.mean.item():g}): lower "
-                "learning_rate, or look for extreme values in the data"
-            )
-        self.optimizer.step()
-        return task.mean.item(), rate
-
     def _evaluate(self, progress: Progress) -> Progress:
         """Measure on the validation split and keep the weights if they are the best so far."""
         state = self.state
-        metrics = evaluate(self.model, self.validation_batches, self.training, device=self.device)
+        metrics = evaluate(
+            self.model,
+            self.validation_batches,
+            self.training,
+            device=self.device,
+            parallel=self.parallel,
+        )
         if not math.isfinite(metrics["loss"]):
             raise TrainingError(
                 f"step {state.step}: the validation loss is not finite: lower "
@@ -254,9 +286,8 @@ class _Run:
             )
         if not state.best_metrics or self._rank(metrics) < self._rank(state.best_metrics):
             state.best_step, state.best_metrics, state.stale = state.step, metrics, 0
-            state.best_weights = {
-                name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
-            }
+            weights = gathered(self.model.state_dict().items(), keep=self.parallel.main)
+            state.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
         else:
             state.stale += 1
         state.loss_sum, state.loss_count = 0.0, 0
@@ -287,8 +318,11 @@ def evaluate(
     training: TrainingConfig,
     *,
     device: torch.device | str = "cpu",
+    parallel: Parallel = ALONE,
 ) -> dict[str, float]:
     """Measure a model on the first batches of a sampler's first epoch.
+
+    Each of several processes measures its part of every batch; all return the same figures.
 
     Returns
     -------
@@ -298,7 +332,7 @@ def evaluate(
     model.eval()
     total = weight = correct = count = active = steps = 0.0
     for index in range(min(training.evaluate_batches, sampler.batches_per_epoch)):
-        batch = sampler.batch(index).to(device)
+        batch = sampler.batch(index, part=parallel.rank, parts=parallel.size).to(device)
         outputs = model(batch.inputs)
         task = task_loss(model.config.head, outputs.prediction, batch, training.positive_weight)
         total += task.total.item()
@@ -307,8 +341,10 @@ def evaluate(
         count += task.count.item()
         if outputs.decisions:
             rate = activation_rates(outputs.decisions, batch.inputs.valid).mean().item()
-            active += rate * _steps_of(batch)
-            steps += _steps_of(batch)
+            active += rate * steps_of(batch)
+            steps += steps_of(batch)
+    sums = parallel.from_main(parallel.sum([total, weight, correct, count, active, steps]))
+    total, weight, correct, count, active, steps = sums
     if weight == 0.0:
         raise DatasetError(f"{sampler.split.path}: the batches to evaluate hold no target")
     metrics = {"loss": total / weight}
@@ -317,33 +353,6 @@ def evaluate(
     if steps:
         metrics["activation_rate"] = active / steps
     return metrics
-
-
-def learning_rate(step: int, training: TrainingConfig) -> float:
-    """Rate of the optimiser step after `step` earlier ones."""
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    share = (step - training.warmup_steps) / max(1, training.max_steps - training.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * share))
-    return training.learning_rate * (_FINAL_RATE + (1.0 - _FINAL_RATE) * cosine)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into the weights of linear maps, which decay, and all others."""
-    decaying: list[Tensor] = [
-        module.weight for module in model.modules() if isinstance(module, nn.Linear)
-    ]
-    chosen = set(decaying)
-    others = [parameter for parameter in model.parameters() if parameter not in chosen]
-    return [
-        {"params": decaying, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-
-
-def _steps_of(batch: Batch) -> int:
-    lengths = batch.inputs.lengths
-    return batch.mask.numel() if lengths is None else int(lengths.sum())
 
 
 def _finished(folder: Path, digest: str) -> FitResult:

@@ -8,9 +8,14 @@ from sma_core.training_config import TrainingConfig
 
 
 def check_fit(
-    config: ArchitectureConfig, dataset: PreparedDataset, training: TrainingConfig
+    config: ArchitectureConfig,
+    dataset: PreparedDataset,
+    training: TrainingConfig,
+    *,
+    processes: int = 1,
 ) -> None:
     """Raise ConfigError or DatasetError unless the model can be trained on this data set."""
+    _check_parts(config, training, processes)
     card = dataset.card
     if config.inputs.numeric != len(card.numeric):
         raise ConfigError(
@@ -33,6 +38,21 @@ def check_fit(
                 f"{', '.join(card.classes)}; the head has {config.head.outputs} outputs"
             )
     _check_regularisers(getattr(config, "policy", None), training)
+
+
+def _check_parts(config: ArchitectureConfig, training: TrainingConfig, processes: int) -> None:
+    """Raise ConfigError when a norm needs the whole batch at once, and once."""
+    if getattr(config, "norm", None) != "batch":
+        return
+    for cut, how in (
+        (processes > 1, f"{processes} processes each see a part of a batch"),
+        (training.accumulation_steps > 1, "accumulation_steps cuts a batch into parts"),
+        (training.activation_checkpointing, "activation_checkpointing runs a layer twice"),
+    ):
+        if cut:
+            raise ConfigError(
+                f"norm: batch measures a whole batch, once; {how}: use layer or scale"
+            )
 
 
 def _check_regularisers(policy: PolicyConfig | None, training: TrainingConfig) -> None:

@@ -1,9 +1,12 @@
 """How to train: the settings of `fit`, each checked and named in its error."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
 
 from sma_core.errors import ConfigError
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +18,7 @@ class TrainingConfig:
     window : int
         Longest window of a sequence that is trained on, in time steps.
     batch_size : int
-        Windows of a batch.
+        Windows of a batch, over all processes and parts.
     max_steps : int
         Optimiser steps at most.
     learning_rate : float
@@ -45,6 +48,16 @@ class TrainingConfig:
         Weight in the loss of every class but 0.
     checkpoint_every : int
         Save the state of the run every so many steps.
+    precision : str
+        ``float32``, or ``bfloat16``: matrix products of training in bfloat16, under autocast.
+        Weights, sums and evaluation keep the weights' own type.
+    accumulation_steps : int
+        Compute a batch in so many parts, one after another, to hold less in memory. The step is
+        that of the whole batch, except that with a `target_rate` each part is steered by its own
+        activation rate.
+    activation_checkpointing : bool
+        Keep nothing inside a layer for the backward pass and compute it again there: less memory,
+        about a third more work, the same numbers.
 
     Raises
     ------
@@ -71,10 +84,25 @@ class TrainingConfig:
     entropy_weight: float = 0.0
     positive_weight: float | None = None
     checkpoint_every: int = 100
+    precision: Precision = "float32"
+    accumulation_steps: int = 1
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                f"precision: must be one of {', '.join(get_args(Precision))}, not "
+                f"{self.precision!r}"
+            )
+        if not isinstance(self.activation_checkpointing, bool):
+            raise ConfigError(
+                f"activation_checkpointing: must be true or false, not "
+                f"{self.activation_checkpointing!r}"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in ("precision", "activation_checkpointing"):
+                continue
             optional = field.default is None
             if optional and value is None:
                 continue
@@ -90,6 +118,18 @@ class TrainingConfig:
                 most = f" and at most {high:g}" if math.isfinite(high) else ""
                 raise ConfigError(f"{field.name}: must be {least}{most}, not {value!r}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as plain values, for records and digests.
+
+        Fields that came later are left out where they say what was always done, so that the digest
+        of a run from before them stays what it was.
+        """
+        plain = asdict(self)
+        for name in _LATER:
+            if plain[name] == getattr(type(self), name):
+                del plain[name]
+        return plain
+
 
 _MAY_BE_ZERO = {
     "weight_decay",
@@ -99,3 +139,5 @@ _MAY_BE_ZERO = {
     "rate_weight",
     "z_weight",
 }
+# Fields added after the first runs, whose default is what those runs did.
+_LATER = ("precision", "accumulation_steps", "activation_checkpointing")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from sma_core.errors import TrainingError
 from sma_core.files import write_tensors
+from sma_core.parallel import gathered, placed_like
+from sma_core.parallel.spread import load_whole
 
 STATE_FILE = "state.safetensors"
 _ADAM_KEYS = ("step", "exp_avg", "exp_avg_sq")
@@ -36,7 +38,7 @@ class Progress:
         Share of steps at which a sub-module ran: over the validation batches when they were
         evaluated, else over the training batch. None when the model does not route.
     tokens_per_second : float
-        Training time steps a second, in this process.
+        Training time steps a second since this process began, over all processes of the run.
     """
 
     step: int
@@ -82,16 +84,28 @@ class TrainingState:
     seconds: float = 0.0
 
     def save(
-        self, folder: Path, digest: str, model: nn.Module, optimizer: torch.optim.AdamW
+        self,
+        folder: Path,
+        digest: str,
+        model: nn.Module,
+        optimizer: torch.optim.AdamW,
+        *,
+        write: bool = True,
     ) -> None:
-        """Write everything; `digest` names the run that may take it up again."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
+        """Write everything, whole; `digest` names the run that may take it up again.
+
+        Of several processes all must call it, and one writes.
+        """
+        live = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for name, parameter in model.named_parameters():
             # A parameter that never had a gradient has no moments, and steps of its own later.
             for key, tensor in optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{key}.{name}"] = tensor
+                live[f"adam.{key}.{name}"] = tensor
+        tensors = gathered(live.items(), keep=write)
+        if not write:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
         values = vars(self) | {"history": [asdict(progress) for progress in self.history]}
         del values["best_weights"]
         metadata = {"format": "sma.training", "digest": digest, "values": json.dumps(values)}
@@ -128,12 +142,15 @@ class TrainingState:
             values = json.loads(metadata["values"])
             values["history"] = [Progress(**progress) for progress in values["history"]]
             state = cls(**values, best_weights=_under(tensors, "best."))
-            model.load_state_dict(_under(tensors, "model."))
+            load_whole(model, _under(tensors, "model."))
             for name, parameter in model.named_parameters():
                 if f"adam.step.{name}" in tensors:
+                    moments = {key: tensors[f"adam.{key}.{name}"] for key in _ADAM_KEYS}
                     optimizer.state[parameter] = {
-                        key: tensors[f"adam.{key}.{name}"].to(parameter.device)
-                        for key in _ADAM_KEYS
+                        key: placed_like(tensor, parameter)
+                        if tensor.shape == parameter.shape
+                        else tensor.to(parameter.device)
+                        for key, tensor in moments.items()
                     }
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TrainingError(

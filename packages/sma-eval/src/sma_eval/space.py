@@ -198,7 +198,7 @@ def _trial(study: Study, arm: Arm, nuisance: Mapping[str, int | float], seed: in
                 f"{table}.{name}: unknown field; the known ones are {', '.join(known)}"
             )
     try:
-        training = dataclasses.asdict(TrainingConfig(**values))
+        training = TrainingConfig(**values).to_dict()
     except ConfigError as error:
         named = str(error).partition(":")[0]
         table = "nuisance" if named in nuisance else "training"

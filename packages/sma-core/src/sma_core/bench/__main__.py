@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from sma_core.bench import cpu, floor, layer, model, stream
+from sma_core.bench import cpu, floor, layer, model, scaling, stream
 from sma_core.bench.equality import MismatchError
 from sma_core.bench.options import add_common_options
 from sma_core.bench.tables import Report
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "stream": stream,
     "floor": floor,
     "cpu": cpu,
+    "scaling": scaling,
 }
 
 

@@ -106,13 +106,26 @@ class WindowSampler:
         self._epoch = -1
         self._plan: list[Int64[Tensor, "b 3"]] = []
 
-    def batch(self, index: int) -> Batch:
-        """Return the batch of a training step, counted from 0 through all epochs."""
+    def batch(self, index: int, *, part: int = 0, parts: int = 1) -> Batch:
+        """Return the batch of a training step, counted from 0 through all epochs, or a part of it.
+
+        The parts of a batch hold each of its windows once, and each part is padded as the whole
+        batch is. Only the part's own rows are read.
+
+        Parameters
+        ----------
+        index : int
+            Number of the batch.
+        part, parts : int
+            Every window whose place in the batch is `part` modulo `parts`. A part that gets none,
+            as there are too few, is one window of no step, with nothing to learn.
+        """
         epoch, place = divmod(index, self.batches_per_epoch)
         if epoch != self._epoch:
             self._plan = self._plan_epoch(epoch)
             self._epoch = epoch
-        return self._assemble(self._plan[place].tolist())
+        windows = self._plan[place]
+        return self._assemble(windows[part::parts].tolist(), int(windows[:, 2].max()))
 
     def _plan_epoch(self, epoch: int) -> list[Int64[Tensor, "b 3"]]:
         """Batches of (sequence, first row, steps)."""
@@ -134,9 +147,9 @@ class WindowSampler:
         batches = windows.split(self.batch_size)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def _assemble(self, windows: list[list[int]]) -> Batch:
+    def _assemble(self, windows: list[list[int]], longest: int) -> Batch:
         split, kind, card = self.split, self.kind, self.split.card
-        shape = (len(windows), max(steps for _, _, steps in windows))
+        shape = (max(1, len(windows)), longest)
         numeric = torch.zeros(*shape, len(card.numeric)) if card.numeric else None
         categorical = None
         if card.categorical:
@@ -153,7 +166,7 @@ class WindowSampler:
                 categorical[i, :steps] = rows.categorical[:steps]
             if kind == "step_classification" and rows.target is not None:
                 classes[i, :steps] = rows.target
-        lengths = torch.tensor([steps for _, _, steps in windows])
+        lengths = torch.tensor([steps for _, _, steps in windows] or [0])
         padded = bool((lengths < shape[1]).any())
         inputs = Inputs(numeric, categorical, lengths if padded else None)
         if kind == "forecast":
@@ -161,7 +174,9 @@ class WindowSampler:
         if kind == "step_classification":
             return Batch(inputs, classes, classes >= 0)
         assert split.sequence_target is not None  # noqa: S101  (held by __init__)
-        of_sequence = split.sequence_target[[sequence for sequence, _, _ in windows]].long()
+        of_sequence = torch.tensor([-1])
+        if windows:
+            of_sequence = split.sequence_target[[sequence for sequence, _, _ in windows]].long()
         return Batch(inputs, of_sequence, torch.arange(shape[1]) < lengths[:, None])
 
 

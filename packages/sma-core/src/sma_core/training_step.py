@@ -1,0 +1,211 @@
+"""One optimiser step: over the parts of a batch, and over the processes of a run.
+
+However a batch is cut, the step is that of the whole batch. Each part's loss is its sum over the
+whole batch's weight, and not its own mean; routing terms, which are means over time steps, count by
+the part's share of them.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sma_core.dataset import Batch, WindowSampler
+from sma_core.errors import TrainingError
+from sma_core.objectives import (
+    activation_rates,
+    routing_loss,
+    settled_rates,
+    task_loss,
+    task_weight,
+)
+from sma_core.parallel import Parallel, Spread
+from sma_core.parallel.spread import whole
+from sma_core.routing import RoutingDecision, set_progress
+from sma_core.training_config import TrainingConfig
+
+_FINAL_RATE = 0.1  # share of the learning rate that the cosine ends with
+_RANK_SEEDS = 2**40  # between the seeds of two ranks, more than a run has steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step did, over all parts and processes.
+
+    Parameters
+    ----------
+    loss
+        The task's, without what routing adds.
+    rate
+        Activation rate over the batch; None when the model does not route.
+    steps
+        Time steps of the batch.
+    stop
+        Whether any process was asked to stop.
+    """
+
+    loss: float
+    rate: float | None
+    steps: int
+    stop: bool
+
+
+class Stepper:
+    """Takes the steps of a run.
+
+    Parameters
+    ----------
+    spread
+        The model.
+    optimizer
+        Of its parameters.
+    batches
+        To learn from.
+    training
+        How.
+    parallel
+        The processes.
+    """
+
+    def __init__(
+        self,
+        spread: Spread,
+        optimizer: torch.optim.AdamW,
+        batches: WindowSampler,
+        training: TrainingConfig,
+        parallel: Parallel,
+    ) -> None:
+        self._spread = spread
+        self._optimizer = optimizer
+        self._batches = batches
+        self._training = training
+        self._parallel = parallel
+
+    def take(self, step: int, device: torch.device | str, *, stop: bool = False) -> StepResult:
+        """Take the step after `step` earlier ones.
+
+        Parameters
+        ----------
+        step
+            Which one.
+        device
+            Where the model is.
+        stop
+            Whether this process was asked to stop.
+
+        Raises
+        ------
+        TrainingError
+            The gradient is not finite, in every process alike.
+        """
+        training, parallel, model = self._training, self._parallel, self._spread.model
+        seed = (training.seed + 1) * 1_000_003 + step
+        torch.manual_seed(seed + parallel.rank * _RANK_SEEDS)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(step, training)
+        set_progress(model, step / training.max_steps)
+        model.train()
+        parts = self._parts(step)
+        head, positive_weight = model.config.head, training.positive_weight
+        weights = sum(task_weight(head, part, positive_weight).item() for part in parts)
+        weight, steps, stops = parallel.sum(
+            [float(weights), float(sum(map(steps_of, parts))), float(stop)]
+        )
+
+        self._optimizer.zero_grad()
+        loss, rate, routes = 0.0, 0.0, False
+        for number, part in enumerate(parts):
+            count = steps_of(part)
+            share = count / max(steps, 1.0)
+            batch = part.to(device)
+            with self._spread.backward(last=number == len(parts) - 1):
+                with self._autocast(device):
+                    outputs = self._spread.module(batch.inputs)
+                task = task_loss(head, outputs.prediction, batch, positive_weight)
+                # A tensor, for its division is rounded as that of `TaskLoss.mean` is.
+                mean = task.total / task.total.new_tensor(max(weight, 1e-9))
+                objective = mean
+                if outputs.decisions:
+                    valid, routes = batch.inputs.valid, True
+                    rate += share * activation_rates(outputs.decisions, valid).mean().item()
+                    rates = self._rates(outputs.decisions, batch, count)
+                    routing = routing_loss(outputs.decisions, valid, training, rates)
+                    objective = objective + share * routing
+                # Processes average their gradients, and these are terms of a sum.
+                (objective * parallel.size).backward()
+            loss += mean.item()
+        loss, rate = parallel.sum([loss, rate])
+        norm = whole(nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip))
+        if not math.isfinite(norm.item()):
+            raise TrainingError(
+                f"step {step + 1}: the gradient is not finite (loss {loss:g}): lower "
+                "learning_rate, or look for extreme values in the data"
+            )
+        self._optimizer.step()
+        return StepResult(
+            loss=loss, rate=rate if routes else None, steps=int(steps), stop=stops > 0
+        )
+
+    def _parts(self, step: int) -> list[Batch]:
+        """Cut this process's share of each part; what a part holds does not depend on their number.
+
+        Windows of a batch are sorted by length, so that dealing them out evens the load.
+        """
+        parts, size, rank = (
+            self._training.accumulation_steps,
+            self._parallel.size,
+            self._parallel.rank,
+        )
+        return [
+            self._batches.batch(step, part=number + parts * rank, parts=parts * size)
+            for number in range(parts)
+        ]
+
+    def _rates(
+        self, decisions: Sequence[RoutingDecision], batch: Batch, count: int
+    ) -> Float[Tensor, "L M"] | None:
+        """Activation rates of a part over all processes, to steer by; None when it is all here."""
+        if self._training.target_rate is None or self._parallel.size == 1:
+            return None
+        rates = settled_rates(decisions, batch.inputs.valid)
+        own = (rates.double() * count).flatten().tolist()
+        *sums, steps = self._parallel.sum([*own, float(count)])
+        return rates.new_tensor(sums).view_as(rates) / max(steps, 1.0)
+
+    def _autocast(self, device: torch.device | str) -> AbstractContextManager[Any]:
+        if self._training.precision == "float32":
+            return nullcontext()
+        return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def learning_rate(step: int, training: TrainingConfig) -> float:
+    """Rate of the optimiser step after `step` earlier ones."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    share = (step - training.warmup_steps) / max(1, training.max_steps - training.warmup_steps)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+    return training.learning_rate * (_FINAL_RATE + (1.0 - _FINAL_RATE) * cosine)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters into the weights of linear maps, which decay, and all others."""
+    decaying: list[Tensor] = [
+        module.weight for module in model.modules() if isinstance(module, nn.Linear)
+    ]
+    chosen = set(decaying)
+    others = [parameter for parameter in model.parameters() if parameter not in chosen]
+    return [
+        {"params": decaying, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def steps_of(batch: Batch) -> int:
+    """Time steps of a batch that are no padding."""
+    lengths = batch.inputs.lengths
+    return batch.mask.numel() if lengths is None else int(lengths.sum())
