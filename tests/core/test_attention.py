@@ -241,8 +241,13 @@ def test_a_fresh_ring_is_empty() -> None:
 def test_rotation_goes_where_the_weights_go_and_is_not_rounded_with_them() -> None:
     scheme = build_positions(GatedAttentionConfig(query_width=8), causal=True)
     expected = scheme.rotate(torch.ones(1, 2, 8), torch.tensor([1_000_003]))
-    assert scheme.half().to("meta").rotate(  # type: ignore[attr-defined]
-        torch.ones(1, 2, 8, device="meta"), torch.tensor([3], device="meta")
-    ).is_meta
+    assert (
+        scheme.half()
+        .to("meta")
+        .rotate(  # type: ignore[attr-defined]
+            torch.ones(1, 2, 8, device="meta"), torch.tensor([3], device="meta")
+        )
+        .is_meta
+    )
     scheme.to_empty(device="cpu")
     assert scheme.rotate(torch.ones(1, 2, 8), torch.tensor([1_000_003])).equal(expected)

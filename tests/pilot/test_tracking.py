@@ -176,11 +176,13 @@ def test_the_data_set_is_an_input(store: Store) -> None:
 @contextmanager
 def tracking_uri(uri: str) -> Iterator[None]:
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
+    with pytest.MonkeyPatch.context() as patch:  # MLflow hands it to child processes this way, too
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)
 
 
 def test_the_model_loads_back_and_predicts_as_its_checkpoint(store: Store) -> None:

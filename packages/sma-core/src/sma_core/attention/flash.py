@@ -5,7 +5,6 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from sma_core.dispatch import Rows
 
@@ -52,6 +51,9 @@ def flash_attention(
     causal
         Whether rows after the query are hidden.
     """
+    # Imported here, as it takes the compiler along: seconds, for every command that never needs it.
+    from torch.nn.attention.varlen import varlen_attn
+
     count, width = query.shape
     heads = value.shape[1] // width
     query, key = (x.to(value.dtype).unsqueeze(1).expand(-1, heads, -1) for x in (query, key))

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import multiprocessing
 
+from sma_core.bench.equality import check_small
 from sma_core.bench.options import (
     add_compile_options,
     add_layer_options,
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_layer_options(parser)
     add_timing_options(parser)
     add_compile_options(parser)
+    parser.add_argument("--check-steps", type=positive, default=300)
     parser.add_argument("--layers", type=positive, default=6)
     parser.add_argument("--length", type=positive, default=8192, help="steps of a sequence")
     parser.add_argument(
@@ -78,6 +80,7 @@ def run(options: argparse.Namespace, report: Report, device: torch.device) -> No
     if device.type == "cuda" and max(counts) > torch.cuda.device_count():
         raise ConfigError(f"processes: there are {torch.cuda.device_count()} GPUs")
     deadline = Deadline(options.budget_s)
+    check_small(device, steps=options.check_steps, seed=options.seed)
     for mode in options.modes:
         single: dict[str, float] = {}
         for case in options.cases:
