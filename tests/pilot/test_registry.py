@@ -19,6 +19,7 @@ from tests.pilot.decision_cases import (
     records,
     run_typed,
 )
+from tests.pilot.mlflow_cases import tracking_uri
 
 from sma_pilot import tracking
 from sma_pilot.decision.record import load_decisions
@@ -123,7 +124,7 @@ def aliases(client: MlflowClient) -> dict[str, str]:
 
 
 def test_a_go_moves_the_champion_and_a_no_go_moves_it_back(
-    runs: dict[str, RunFolder], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, RunFolder], client: MlflowClient
 ) -> None:
     uri = client.tracking_uri
     one, two, three = runs.values()
@@ -160,8 +161,8 @@ def test_a_go_moves_the_champion_and_a_no_go_moves_it_back(
         if own.source_run_id == candidate.info.run_id
     )
     assert champion.source == model.artifact_location
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    served = mlflow.pyfunc.load_model("models:/fabricated@champion")
+    with tracking_uri(uri):
+        served = mlflow.pyfunc.load_model("models:/fabricated@champion")
     assert served.metadata.model_id == model.model_id
     assert json.loads(model.tags["mlflow.modelVersions"])[0]["name"] == "fabricated"
 

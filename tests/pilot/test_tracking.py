@@ -4,8 +4,6 @@ import json
 import math
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from tests.pilot.fabricated_run import CHANNELS, make_run, read_result
+from tests.pilot.mlflow_cases import tracking_uri
 
 from sma_core import Inputs, load_checkpoint, save_checkpoint
 from sma_pilot import tracking
@@ -171,18 +170,6 @@ def test_the_data_set_is_an_input(store: Store) -> None:
     schema = json.loads(by_slice["judged"].schema or "")
     assert [column["name"] for column in schema["mlflow_colspec"]] == list(CHANNELS)
     assert json.loads(by_slice["judged"].profile or "")["rows"] == 3 * 8 * 1440 // 2
-
-
-@contextmanager
-def tracking_uri(uri: str) -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
-    with pytest.MonkeyPatch.context() as patch:  # MLflow hands it to child processes this way, too
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        mlflow.set_tracking_uri(uri)
-        try:
-            yield
-        finally:
-            mlflow.set_tracking_uri(before)
 
 
 def test_the_model_loads_back_and_predicts_as_its_checkpoint(store: Store) -> None:

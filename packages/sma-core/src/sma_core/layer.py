@@ -194,7 +194,8 @@ class SMALayer(nn.Module):
             (fill, 2 * pool, self.config.width), dim=-1
         )
         # A copy: decisions live on, and would keep the memory of the whole product.
-        return logits.unflatten(-1, (pool, 2)).contiguous(), dense
+        logits = logits.clone(memory_format=torch.contiguous_format)
+        return logits.unflatten(-1, (pool, 2)), dense
 
     def _fit(self, decision: RoutingDecision) -> tuple[RoutingDecision, list[list[int]]]:
         """Decisions without those that find no slot, and the sizes of the layout."""
