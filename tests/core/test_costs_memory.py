@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.core.memory import kept_bytes, moved_bytes, peak_bytes
+from tests.core.memory import allocated_bytes, kept_bytes, moved_bytes, peak_bytes
 from tests.tolerances import TOLERANCES
 
 from sma_core import (
@@ -159,6 +159,18 @@ def test_a_pass_holds_at_most_the_peak(pool: str, rate: float, dtype: str) -> No
     config = sma(pool, rate)
     measured = peak_bytes(build_model(config).eval(), random_inputs(), DTYPES[dtype])
     assert_near(costs(config, rate, DTYPES[dtype]).peak_bytes, measured, "peak_bytes")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+@pytest.mark.parametrize("pool", ["attention", "all"])
+def test_the_allocator_gives_out_what_is_listed(pool: str, rate: float, dtype: str) -> None:
+    config = sma(pool, rate)
+    model, inputs, found = build_model(config), random_inputs(), costs(config, rate, DTYPES[dtype])
+    most, _ = allocated_bytes(model.eval(), inputs, DTYPES[dtype], training=False)
+    assert_near(found.peak_bytes, most, "peak_bytes")
+    _, held = allocated_bytes(model.train(), inputs, DTYPES[dtype], training=True)
+    assert_near(found.kept_bytes, held, "kept_bytes")
 
 
 @pytest.mark.parametrize("policy", [TemperedSoftmaxConfig(), BudgetConfig(rate=0.3)])

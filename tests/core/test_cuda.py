@@ -11,7 +11,7 @@ from tests.core.tasks import SHORT, sine_dataset, small_sma
 from tests.tolerances import assert_close
 from torch import Tensor
 
-from sma_core import Fleet, Inputs, ModelConfig, SMAModel, fit
+from sma_core import AlwaysConfig, Fleet, Inputs, ModelConfig, SMAModel, fit
 from sma_core.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -105,3 +105,20 @@ def test_training_on_the_device_leaves_a_checkpoint_for_the_cpu(tmp_path: Path) 
     assert model.head.weight.device.type == "cpu"
     numeric = torch.randn(1, 8, config.inputs.numeric)
     assert model(Inputs(numeric)).prediction.isfinite().all()
+
+
+def autocast_and_plain(device: str, *, bidirectional: bool) -> tuple[Tensor, Tensor]:
+    """Predictions with products in bfloat16, where fused attention runs, and in float32."""
+    wide = {"query_width": 8, "value_width": 16, "window": 5}
+    config = small_config(attention=wide, bidirectional=bidirectional, policy=AlwaysConfig())
+    model = small_model(config, dtype=torch.float32).to(device)
+    inputs = random_inputs(config, LENGTHS, dtype=torch.float32).to(device)
+    with torch.no_grad():
+        plain = model(inputs).prediction
+        with torch.autocast(device, torch.bfloat16):
+            return model(inputs).prediction, plain
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_fused_attention_is_the_plain_one(bidirectional: bool) -> None:
+    assert_close(*autocast_and_plain("cuda", bidirectional=bidirectional), "bfloat16")

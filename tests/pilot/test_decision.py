@@ -1,6 +1,5 @@
 """Signing a run and verifying it: what is refused, what shows, and that each change is found."""
 
-import functools
 import hashlib
 import json
 import re
@@ -14,13 +13,10 @@ import pytest
 from tests.pilot.decision_cases import (
     NAME,
     REASON,
-    copied,
     flip,
     give,
     make_quick,
-    make_runs,
     records,
-    run_typed,
 )
 from typer.testing import CliRunner
 
@@ -55,29 +51,6 @@ FILES = (
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     make_quick(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """A run of each verdict; nobody writes to them."""
-    return make_runs(tmp_path_factory.mktemp("judged"))
-
-
-@pytest.fixture
-def runs(judged: dict[str, RunFolder], tmp_path: Path) -> dict[str, RunFolder]:
-    """Copies of them, to sign and to spoil."""
-    return {kind: copied(run, tmp_path / "runs") for kind, run in judged.items()}
-
-
-@pytest.fixture
-def run(judged: dict[str, RunFolder], tmp_path: Path) -> RunFolder:
-    """A copy of the run that was judged a go."""
-    return copied(judged["go"], tmp_path / "runs")
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    return functools.partial(run_typed, monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

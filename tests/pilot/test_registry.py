@@ -1,6 +1,5 @@
 """What MLflow says of a decision: tags, the note, versions of a registered model, its aliases."""
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -11,13 +10,10 @@ import pytest
 from mlflow import MlflowClient
 from tests.pilot.decision_cases import (
     NAME,
-    copied,
     flip,
     give,
     make_quick,
-    make_runs,
     records,
-    run_typed,
 )
 from tests.pilot.mlflow_cases import tracking_uri
 
@@ -36,29 +32,6 @@ NOTE = "mlflow.note.content"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     make_quick(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """A run of each verdict; nobody writes to them."""
-    return make_runs(tmp_path_factory.mktemp("judged"))
-
-
-@pytest.fixture
-def runs(judged: dict[str, RunFolder], tmp_path: Path) -> dict[str, RunFolder]:
-    """Copies of them, to sign and to spoil."""
-    return {kind: copied(run, tmp_path / "runs") for kind, run in judged.items()}
-
-
-@pytest.fixture
-def run(judged: dict[str, RunFolder], tmp_path: Path) -> RunFolder:
-    """A copy of the run that was judged a go."""
-    return copied(judged["go"], tmp_path / "runs")
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    return functools.partial(run_typed, monkeypatch, capsys)
 
 
 def version(plan: str, signed: str | None = None, decision: str = "go") -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Multi-head softmax attention (Vaswani et al., arXiv 1706.03762) over all active rows."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -9,10 +9,11 @@ from sma_core.attention import AttentionCache, Rotary, RowBlocks
 from sma_core.config import GatedAttentionConfig
 from sma_core.dispatch import Rows
 from sma_core.submodule_configs import FullAttentionConfig
-from sma_core.submodules.submodule import SubModule, init_linear
+from sma_core.submodules.ring import RingSubModule
+from sma_core.submodules.submodule import init_linear
 
 
-class FullAttention(SubModule):
+class FullAttention(RingSubModule):
     """A row sees the newest `max_rows` active rows up to itself: all, while there are no more."""
 
     config: FullAttentionConfig
@@ -75,19 +76,6 @@ class FullAttention(SubModule):
             attn_mask=~ring.empty[:, None, None],
         )
         return self.output(seen.transpose(1, 2).flatten(1).to(x.dtype))
-
-    def step_where(
-        self,
-        active: Bool[Tensor, "B"],
-        x: Float[Tensor, "B D"],
-        position: Int[Tensor, "B"],
-        state: AttentionCache | None,
-    ) -> Float[Tensor, "B D"]:
-        """See `SubModule.step_where`; the ring is not copied."""
-        assert state is not None  # noqa: S101  (made by init_state)
-        out = self.step(x, position, state, None)
-        state.retract(~active)
-        return out
 
     def _project(
         self, x: Float[Tensor, "R D"], position: Int[Tensor, "R"]

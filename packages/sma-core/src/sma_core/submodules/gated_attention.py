@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,10 +17,11 @@ from sma_core.attention import (
 )
 from sma_core.config import GatedAttentionConfig
 from sma_core.dispatch import Rows
-from sma_core.submodules.submodule import SubModule, init_linear
+from sma_core.submodules.ring import RingSubModule
+from sma_core.submodules.submodule import init_linear
 
 
-class GatedAttention(SubModule):
+class GatedAttention(RingSubModule):
     """One shared projection gives queries, keys, values and a gate; one head, one window.
 
     As in the Mega layer, queries and keys are two learned scalings of one low-width vector.
@@ -120,19 +121,6 @@ class GatedAttention(SubModule):
         weights = weigh(scores, bias, ring.empty, self.config.score)
         seen = torch.bmm(weights.to(ring.value.dtype).unsqueeze(1), ring.value).squeeze(1)
         return self.output(seen.to(gate.dtype) * gate)
-
-    def step_where(
-        self,
-        active: Bool[Tensor, "B"],
-        x: Float[Tensor, "B D"],
-        position: Int[Tensor, "B"],
-        state: AttentionCache | None,
-    ) -> Float[Tensor, "B D"]:
-        """See `SubModule.step_where`; the ring is not copied."""
-        assert state is not None  # noqa: S101  (made by init_state)
-        out = self.step(x, position, state, None)
-        state.retract(~active)
-        return out
 
     def _project(
         self, x: Float[Tensor, "R D"], position: Int[Tensor, "R"]
