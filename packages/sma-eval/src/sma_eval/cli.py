@@ -18,6 +18,7 @@ from sma_eval.console import ConsoleProgress
 from sma_eval.errors import StudyError
 from sma_eval.estimate import estimate_cost
 from sma_eval.experiment import Outcome
+from sma_eval.failures import FAILURES
 from sma_eval.folder import STUDY_FILE, in_use
 from sma_eval.report import arms_frame, trials_frame
 from sma_eval.space import Trial
@@ -101,7 +102,7 @@ def run(
     _say(f"study {plan.name} {plan.digest[:12]}: {len(trials)} trials, folder {folder}")
     for trial in trials:
         _say(f"  {trial.id}  {trial.label}")
-    ended = before.count("finished", "failed") if before else 0
+    ended = before.count("finished", *FAILURES) if before else 0
     outcome = experiment.run(
         plan,
         data=data,
@@ -129,7 +130,7 @@ def resume(
     Example: `sma-eval resume runs/smoke`
     """
     before = Outcome.read(study_dir)
-    ended = before.count("finished") if retry_failed else before.count("finished", "failed")
+    ended = before.count("finished", *(() if retry_failed else FAILURES))
     _say(f"study {before.folder.study.name}: {ended} of {len(before.records)} trials have ended")
     outcome = experiment.resume(
         study_dir,
@@ -155,14 +156,15 @@ def status(study_dir: StudyDir, as_json: AsJson = False) -> None:
         _print_json({**_summary(outcome), "active": active, "trials": trials[columns].to_dicts()})
         return
     counts = _summary(outcome)["counts"]
-    parts = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    parts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n)
     typer.echo(f"{outcome.folder.study.name}: {len(outcome.records)} trials: {parts}")
     for record in outcome.records:
         if record.status == "running":
             budget = record.trial.training["max_steps"]
             typer.echo(f"  {record.trial.label}: step {record.step} of {budget}")
-        elif record.status == "failed":
-            typer.echo(f"  {record.trial.label}: failed: {record.reason}")
+        elif record.failed:
+            how = record.status.replace("_", " ")
+            typer.echo(f"  {record.trial.label}: {how}: {record.reason}")
     if active:
         typer.echo("a driver is at work")
     elif not outcome.complete:
@@ -219,7 +221,7 @@ def main() -> None:
 def _finish(outcome: Outcome, as_json: bool) -> None:
     _print_outcome(outcome, as_json)
     path = outcome.folder.path
-    if failed := outcome.count("failed"):
+    if failed := outcome.count(*FAILURES):
         _say(f"{failed} trials failed; see `sma-eval status {path}`")
     if not outcome.complete:
         _say(f"stopped; go on with: sma-eval resume {path}")
@@ -250,7 +252,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "folder": str(outcome.folder.path),
         "objective": study.objective.model_dump(),
         "counts": {
-            name: outcome.count(name) for name in ("finished", "failed", "running", "pending")
+            name: outcome.count(name) for name in ("finished", *FAILURES, "running", "pending")
         },
     }
 

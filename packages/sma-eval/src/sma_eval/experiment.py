@@ -223,7 +223,7 @@ def _carry_out(
     todo = [
         _restartable(record, path)
         for record in folder.read_records()
-        if not record.ended or (retry_failed and record.status == "failed")
+        if not record.ended or (retry_failed and record.failed)
     ]
     tracker = Tracker(folder, tracking_uri or default_uri(folder))
     try:
