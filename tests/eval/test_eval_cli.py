@@ -237,5 +237,5 @@ def test_the_installed_command_runs() -> None:
     program = Path(sys.executable).with_name("sma-eval")
     done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
-    for name in ("run", "resume", "status", "report", "best"):
+    for name in ("run", "resume", "submit", "status", "report", "best"):
         assert name in done.stdout

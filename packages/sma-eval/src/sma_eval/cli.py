@@ -23,6 +23,7 @@ from sma_eval.folder import STUDY_FILE, in_use
 from sma_eval.report import arms_frame, trials_frame
 from sma_eval.space import Trial
 from sma_eval.study import Study, load_study
+from sma_eval.tasks import Prepared
 
 app = typer.Typer(
     name="sma-eval",
@@ -140,6 +141,68 @@ def resume(
         retry_failed=retry_failed,
     )
     _finish(outcome, as_json)
+
+
+@app.command()
+def submit(
+    study: StudyFile,
+    address: Annotated[
+        str,
+        typer.Option("--address", help="The cluster's dashboard.", metavar="http://HOST:8265"),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", help="The study folder, as all nodes see it.", metavar="DIR")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Where relative data set paths start, there.", metavar="DIR"),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option("--cache", help="Generated data that studies share, there.", metavar="DIR"),
+    ] = None,
+    tracking_uri: Annotated[
+        # Not from this machine's environment: its store is hardly the cluster's.
+        str | None,
+        typer.Option("--tracking-uri", help="MLflow store, as the cluster's head sees it."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study as a job on a Ray cluster: the study file goes there, its log comes back.
+
+    The exit code is that of the run. The same command again goes on where the study stopped.
+
+    Example: `sma-eval submit study.toml --address http://head:8265 --out /shared/runs/study`
+    """
+    from sma_eval.submission import JobServer, study_command  # Ray takes seconds to import
+
+    plan = load_study(study)
+    if not isinstance(plan.task, Prepared):  # which only the cluster may see
+        _say(f"{len(experiment.list_trials(plan, Path()))} trials")
+    places = {"out": out, "data": data, "cache": cache, "tracking-uri": tracking_uri}
+    command = study_command(study.name, places)
+    server = JobServer(address)
+    job = server.submit(study, command, {"study": plan.name, "digest": plan.digest})
+    _say(f"job {job.id}: {command}")
+    goes_on = f"the job goes on; stop it with: ray job stop {job.id} --address {address}"
+    try:
+        if wait:
+            job = server.follow(job.id, lambda text: typer.echo(text, nl=False, err=True))
+    except (KeyboardInterrupt, StudyError):
+        _say(goes_on)
+        raise
+    if as_json:
+        _print_json({"study": plan.name, "digest": plan.digest, "address": address, **asdict(job)})
+    else:
+        typer.echo(f"{job.id} {job.status}")
+    if not wait:
+        _say(f"follow it with: ray job logs {job.id} --follow --address {address}")
+    elif job.status != "SUCCEEDED":
+        _say(job.message)
+        raise typer.Exit(130 if job.status == "STOPPED" else job.exit_code or 1)
 
 
 @app.command()

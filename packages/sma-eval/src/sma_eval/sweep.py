@@ -1,4 +1,4 @@
-"""Run trials on Ray Tune. The only file that imports ray.
+"""Run trials on Ray Tune. Of all files only this one and `submission` import ray.
 
 Ray places trials, moves checkpoints to the study folder and starts a trial again from its latest
 one when its process or machine dies. What is finished is for the study folder's records to say:
@@ -9,7 +9,6 @@ starts afresh, since its own way to restore a driver would unpickle whatever lie
 import dataclasses
 import logging
 import os
-import socket
 import sys
 import tempfile
 import traceback
@@ -33,13 +32,13 @@ from ray import tune
 
 from sma_eval.errors import StudyError
 from sma_eval.failures import failure_of, failure_of_death
+from sma_eval.reach import require_answer
 from sma_eval.records import Observer, Report, TrialRecord, TrialResult
 from sma_eval.space import Trial
 from sma_eval.study import Resources
 from sma_eval.trial import run_trial
 
 LOCAL = "local"
-_CONNECT_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +75,7 @@ def _join(address: str) -> None:
         )
     host, colon, port = address.rpartition(":")
     if colon:
-        # Ray itself tries for minutes.
-        try:
-            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        except (OSError, ValueError, OverflowError) as error:
-            raise StudyError(f"--address {address}: nothing answers there: {error}") from error
+        require_answer(address, host, port)
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
