@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 from tests.eval.studies import study_text
 
-from sma_eval.errors import StudyError
 from sma_eval.experiment import Outcome
-from sma_eval.submission import JobServer
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("SMA_SLOW") != "1", reason="takes minutes: set SMA_SLOW=1"),
@@ -33,7 +31,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a Ray with a job server, as somebody would on a head, and return its address."""
     dashboard = free_port()
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -42,18 +40,20 @@ def server() -> Iterator[str]:
     command = [ray, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
     command += [f"--port={free_port()}", f"--ray-client-server-port={free_port()}"]
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-port={dashboard}"]
+    log = tmp_path_factory.mktemp("ray") / "log"
     environment = {**os.environ, "PATH": programs, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+    with (
+        log.open("w") as told,
+        subprocess.Popen(command, env=environment, stdout=told, stderr=told) as process,
+    ):
         address = f"http://127.0.0.1:{dashboard}"
         try:
             deadline = time.monotonic() + 120.0
-            while True:
-                try:
-                    JobServer(address)
-                    break
-                except StudyError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.5)
+            # The job server is up before the node is that its jobs run on.
+            while "Ray runtime started" not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
             yield address
         finally:
             process.terminate()

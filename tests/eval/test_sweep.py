@@ -6,10 +6,12 @@ the same way, with the same figures.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +361,27 @@ def test_a_study_survives_ctrl_c_and_kill(
         assert len(set(steps)) == len(steps)
         assert set(steps) <= set(REPORTS)
         assert (one.data.tags.get("sma.status") == "finished") == (100 in steps)
+
+
+def test_a_failed_trial_that_finishes_at_last_has_no_reason_left(
+    done: Outcome, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(done.folder.path, study)
+    good = finished(done)[0]
+
+    def mended(records: Sequence[TrialRecord], *, observers: Sequence[Any], **rest: Any) -> None:
+        for record in records:
+            for observer in observers:
+                observer.update(replace(record, status="finished", result=good.result), None)
+
+    monkeypatch.setattr(sweep, "sweep", mended)
+    again = experiment.resume(study, tracking_uri=store, retry_failed=True)
+    assert again.count("finished") == len(again.records)
+    assert {(record.reason, record.traceback) for record in again.records} == {(None, None)}
+    notes = [one.data.tags["mlflow.note.content"] for one in mlflow_runs(again, store)]
+    assert notes.count("") == 8
+    assert statuses(again, store) == {"parent FINISHED": 1, "child FINISHED": 8}
 
 
 def test_a_trial_that_no_machine_here_can_hold_is_refused(tmp_path: Path, store: str) -> None:

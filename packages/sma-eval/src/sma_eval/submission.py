@@ -4,6 +4,7 @@ This process joins no cluster: it talks to the job server of the cluster's head 
 travels is the study file alone; everything else that the study names must lie on the cluster.
 """
 
+import logging
 import os
 import shlex
 import shutil
@@ -27,6 +28,9 @@ from sma_eval.reach import require_answer
 _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# Both tell of each package that goes to the server, where our one line does.
+for _noisy in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+    logging.getLogger(_noisy).setLevel(logging.WARNING)
 # Ray lets either of them win over the address that it is given.
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
