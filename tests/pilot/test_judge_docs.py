@@ -9,6 +9,7 @@ from tests.pilot.judge_cases import make_measurements, make_plan
 
 import sma_pilot.judge
 from sma_pilot.judge.measurements import Leg
+from sma_pilot.judge.metrics import METRICS
 from sma_pilot.judge.result import Kpi, MoreData, Reason, Result
 from sma_pilot.judge.verdict import judge
 
@@ -39,7 +40,7 @@ def test_every_kpi_is_documented_and_every_documented_kpi_exists():
     documented = re.findall(rf"^\| `((?:{groups})/[^`]+)`", DOCUMENT, re.MULTILINE)
     choices = {
         "arm": "(incumbent|candidate|baseline)",
-        "metric": "(event_recall|average_precision)",
+        "metric": f"({'|'.join(METRICS)})",
         "percentile": r"\d+",
         "scenario": "(offline|single_stream)",
         "submodule": ".+",

@@ -4,23 +4,16 @@ from sma_pilot.judge.alarms import LARGEST_ALARM_SHARE
 from sma_pilot.judge.events import DAY_NS, nanoseconds
 from sma_pilot.judge.findings import Findings, bound_text, confidence_text, status_of
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, JUDGED, AlignedSlice
+from sma_pilot.judge.metrics import EVENT_RECALL, METRICS, bounded_metrics, metrics_of
 from sma_pilot.judge.power import more_data
 from sma_pilot.judge.quality import Quality
 from sma_pilot.judge.result import Kpi, MoreData, Status
-from sma_pilot.judge.scene import (
-    AVERAGE_PRECISION,
-    EVENT_RECALL,
-    FALSE_ALARMS,
-    METRICS,
-    ArmQuality,
-)
+from sma_pilot.judge.scene import FALSE_ALARMS, ArmQuality
 from sma_pilot.judge.statistics import Estimate, count_bounds
 from sma_pilot.plan import Plan
 
 MINIMUM_BLOCKS = 10
 """With fewer independent stretches of time no bound of a bootstrap can be trusted."""
-
-WORDS = {EVENT_RECALL: "event recall", AVERAGE_PRECISION: "average precision"}
 
 
 def judge_quality(quality: Quality, plan: Plan, findings: Findings) -> MoreData | None:
@@ -51,7 +44,7 @@ def judge_quality(quality: Quality, plan: Plan, findings: Findings) -> MoreData 
         if missing
         else "The candidate scored every judged row that the incumbent scored.",
     )
-    for metric in METRICS:
+    for metric in bounded_metrics(plan):
         if metric != headline:
             other = quality.candidate.losses.get(metric)
             findings.inform(_loss(f"quality/loss_{metric}", other, plan, "info"))
@@ -79,7 +72,7 @@ def score_noise(judged: AlignedSlice, again: str) -> int | None:
 
 
 def _headline(quality: Quality, estimate: Estimate | None, plan: Plan) -> tuple[Status, str]:
-    name, limit = WORDS[plan.quality.headline], plan.quality.loss_limit
+    name, limit = METRICS[plan.quality.headline].words, plan.quality.loss_limit
     if quality.events == 0:
         left = quality.events_left_out
         return "inconclusive", (
@@ -114,7 +107,7 @@ def _headline(quality: Quality, estimate: Estimate | None, plan: Plan) -> tuple[
         )
     status = status_of(estimate.low, estimate.high, limit)
     bound = bound_text((estimate.low, estimate.high), limit, plan.quality.alpha)
-    return status, f"{name.capitalize()}: {seen}; the true loss is {bound}."
+    return status, f"{name[0].upper()}{name[1:]}: {seen}; the true loss is {bound}."
 
 
 def _loss(name: str, estimate: Estimate | None, plan: Plan, status: Status) -> Kpi:
@@ -149,8 +142,14 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
             )
         )
 
-    for metric in METRICS:
-        inform(metric, measured.values.get(metric), "", "higher", metric)
+    for metric in metrics_of(plan):
+        better = "higher" if METRICS[metric].higher_is_better else "lower"
+        inform(metric, measured.values.get(metric), "", better, metric)
+    if plan.task.kind == "alarm":
+        diagram = measured.reliability
+        inform("reliability", None if diagram is None else diagram.reliability, "", "lower")
+        error = None if diagram is None else diagram.expected_calibration_error
+        inform("calibration_error", error, "", "lower")
     threshold = measured.threshold
     inform("threshold", None if threshold is None else threshold.value, "score")
     note = ""
@@ -178,6 +177,8 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
         "higher" if ahead else "lower",
         note="Over the events that the arm caught.",
     )
+    if not ahead:
+        inform("p90_delay_s", measured.p90_delay_s, "s", "lower")
     inform("unscored_rows", measured.unscored_rows, "rows", "lower")
 
 

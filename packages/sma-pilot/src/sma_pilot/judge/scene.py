@@ -1,19 +1,20 @@
-"""What each arm does on the judged rows: events caught, false alarms, the ranking of rows.
+"""What each arm does on the judged rows: events caught, false alarms, metrics of rows.
 
 Thresholds come from validation rows alone; judged rows never move them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sma_pilot.judge.alarms import Threshold, choose_threshold, episode_starts
+from sma_pilot.judge.calibration import Reliability
 from sma_pilot.judge.events import (
     DAY_NS,
     NORMAL,
-    POSITIVE,
     Events,
     exposure_ns,
     find_events,
@@ -21,13 +22,11 @@ from sma_pilot.judge.events import (
     row_kinds,
 )
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, AlignedSlice
-from sma_pilot.judge.ranking import RankedRows
+from sma_pilot.judge.metrics import EVENT_RECALL, RowMetric
+from sma_pilot.judge.row_metrics import JudgedRows, metrics_of_rows
 from sma_pilot.judge.statistics import choose_block, time_bins
 from sma_pilot.plan import Plan
 
-EVENT_RECALL = "event_recall"
-AVERAGE_PRECISION = "average_precision"
-METRICS = (EVENT_RECALL, AVERAGE_PRECISION)
 FALSE_ALARMS = "false_alarms"
 # A block of the bootstrap holds at least this quantile of the events' lengths.
 TYPICAL_EVENT_QUANTILE = 0.9
@@ -59,10 +58,13 @@ class ArmQuality:
     alarm_bins: NDArray[np.int64] | None
     exposure_of_bin: NDArray[np.float64]
     alarm_share: float | None
-    ranking: RankedRows | None
+    row_metrics: Mapping[str, RowMetric]
+    """By name, those that could be computed."""
+    reliability: Reliability | None
+    """Of a task whose score is a probability."""
     unscored_rows: int
     values: Mapping[str, float]
-    """Event recall and average precision, where they could be computed."""
+    """Event recall and the metrics of rows, where they could be computed."""
     false_alarms_per_day: float | None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """Of `values`, and of `FALSE_ALARMS`."""
@@ -73,6 +75,13 @@ class ArmQuality:
         if self.delay_s is None or np.isnan(self.delay_s).all():
             return None
         return float(np.nanmedian(self.delay_s))
+
+    @property
+    def p90_delay_s(self) -> float | None:
+        """Nine of ten caught events have at most this `delay_s`; None when none was caught."""
+        if self.delay_s is None or np.isnan(self.delay_s).all():
+            return None
+        return float(np.nanquantile(self.delay_s, 0.9, method="higher"))
 
 
 def set_thresholds(validation: AlignedSlice, plan: Plan) -> dict[str, Threshold]:
@@ -137,6 +146,11 @@ class Scene:
             observed_days=_observed_ns(rows.time, plan) / DAY_NS,
         )
 
+    @cached_property
+    def judged(self) -> JudgedRows:
+        """The rows on which metrics of rows are taken."""
+        return JudgedRows.of(self.rows, self.kinds, self.events, self.bin_of_row, self.plan)
+
     def score(self, arm: str, threshold: Threshold | None) -> ArmQuality:
         """Measure one arm; without a threshold only what needs none."""
         rows, score = self.rows, self.rows.scores[arm]
@@ -145,13 +159,13 @@ class Scene:
         days = self.exposure / DAY_NS
         exposure_of_bin = np.zeros(self.bins)
         np.add.at(exposure_of_bin, self.bin_of_row[normal], days[normal])
-        values: dict[str, float] = {}
-        ranking = self._rank(score)
-        if ranking is not None:
-            values[AVERAGE_PRECISION] = ranking(np.ones(self.bins))
+        over = None if threshold is None else score > threshold.value  # false where it is NaN
+        metrics, reliability = metrics_of_rows(
+            self.judged, score, over, probability=self.plan.task.kind == "alarm"
+        )
+        values = {name: metric(np.ones(self.bins)) for name, metric in metrics.items()}
         caught = delay = alarm_bins = alarm_share = rate = None
-        if threshold is not None:
-            over = score > threshold.value  # false where the score is NaN
+        if over is not None:
             caught, delay = self._catch(over)
             if caught.size:
                 values[EVENT_RECALL] = float(caught.mean())
@@ -170,20 +184,12 @@ class Scene:
             alarm_bins=alarm_bins,
             exposure_of_bin=exposure_of_bin,
             alarm_share=alarm_share,
-            ranking=ranking,
+            row_metrics=metrics,
+            reliability=reliability,
             unscored_rows=int((~scored).sum()),
             values=values,
             false_alarms_per_day=rate,
         )
-
-    def _rank(self, score: NDArray[np.float32]) -> RankedRows | None:
-        """Rank the rows that incumbent and candidate both scored; None if this arm lacks any."""
-        both = ~np.isnan(self.rows.scores[INCUMBENT]) & ~np.isnan(self.rows.scores[CANDIDATE])
-        used = both & (self.kinds >= NORMAL)
-        positive = self.kinds[used] == POSITIVE
-        if np.isnan(score[used]).any() or not positive.any():
-            return None
-        return RankedRows(score[used], positive, self.bin_of_row[used])
 
     def _catch(self, over: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Find each event's first alarm row within its window."""
@@ -205,16 +211,18 @@ class Scene:
             return min(declared, max(1, self.bins // 2))
         incumbent, candidate = arms[INCUMBENT], arms[CANDIDATE]
         loss, carries = np.zeros(self.bins), np.zeros(self.bins, dtype=bool)
-        if plan.quality.headline == EVENT_RECALL:
+        headline = plan.quality.headline
+        if headline == EVENT_RECALL:
             if self.events.count and incumbent.caught is not None and candidate.caught is not None:
                 lost = incumbent.caught.astype(float) - candidate.caught
                 carries[self.bin_of_row[self.events.start]] = True
                 # Centred, so that many events at once do not look like a large loss.
                 np.add.at(loss, self.bin_of_row[self.events.start], lost - lost.mean())
-        elif incumbent.ranking is not None and candidate.ranking is not None:
-            carries[incumbent.ranking.positive_bins] = True
-            loss = incumbent.ranking.contributions(self.bins)
-            loss -= candidate.ranking.contributions(self.bins)
+        else:
+            one, other = (arm.row_metrics.get(headline) for arm in (incumbent, candidate))
+            if one is not None and other is not None:
+                carries[one.carriers] = True
+                loss = one.contributions(self.bins) - other.contributions(self.bins)
         floor = 1
         if self.events.count:
             lasts = self.rows.time[self.events.stop - 1] - self.events.start_time + period

@@ -43,6 +43,10 @@ class Plan(Section):
                 )
         if self.task.kind == "alarm" and self.log.label is None:
             raise ValueError("log.label is needed by task 'alarm': it learns from labelled events")
+        if self.quality.headline == "brier" and self.task.kind != "alarm":
+            raise ValueError(
+                "quality.headline: 'brier' is of probabilities, which task 'alarm' has"
+            )
         return self
 
     def named_arms(self) -> dict[str, ArmPlan]:

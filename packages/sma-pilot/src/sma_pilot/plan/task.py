@@ -1,10 +1,14 @@
 """Tables ``task`` and ``quality``: what is predicted, and the accuracy that must not be lost."""
 
+from datetime import timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sma_pilot.plan.values import Duration, Section
+
+USUAL_VUS_PERIODS = 100
+"""What the authors' own benchmark takes unless it is told otherwise."""
 
 
 class Task(Section):
@@ -27,7 +31,9 @@ class Task(Section):
 class Quality(Section):
     """The accuracy that must not be lost, and how the loss is proven."""
 
-    headline: Literal["event_recall", "average_precision"] = "event_recall"
+    headline: Literal["event_recall", "average_precision", "vus_pr", "affiliation_f1", "brier"] = (
+        "event_recall"
+    )
     loss_limit: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Largest loss that is accepted: incumbent minus candidate, in the headline's own unit."""
     false_alarms_per_day: Annotated[float, Field(gt=0.0)]
@@ -39,5 +45,11 @@ class Quality(Section):
     resamples: Annotated[int, Field(ge=200, le=100_000)] = 2000
     block: Duration | None = None
     """Length of a bootstrap block; None: chosen from the autocorrelation of the loss."""
+    vus_window: Duration | None = None
+    """Widest buffer of VUS-PR, both sides together; None: 100 periods."""
     minimum_events: Annotated[int, Field(ge=1)] = 10
     """Fewer judged events than this are inconclusive whatever the scores."""
+
+    def vus_width(self, period: timedelta) -> int:
+        """Return the widest buffer of VUS-PR in whole periods."""
+        return USUAL_VUS_PERIODS if self.vus_window is None else self.vus_window // period
