@@ -30,6 +30,8 @@ def emitted() -> set[str]:
     results = [judge(rich, make_plan(**sections))]
     alarm = {"kind": "alarm", "horizon": "30m"}
     results.append(judge(measurements, make_plan(task=alarm)))
+    life = {"kind": "remaining_life", "horizon": "30m"}
+    results.append(judge(measurements, make_plan(task=life)))
     plan = make_plan(**sections, quality={"headline": "average_precision"})
     results.append(judge(rich, plan))
     return {kpi.name for result in results for kpi in result.kpis}

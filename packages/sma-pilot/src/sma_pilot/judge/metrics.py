@@ -6,13 +6,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sma_pilot.plan import Plan
+from sma_pilot.plan import TASKS_OF_METRIC, Plan
 
 EVENT_RECALL = "event_recall"
 AVERAGE_PRECISION = "average_precision"
 VUS_PR = "vus_pr"
 AFFILIATION_F1 = "affiliation_f1"
 BRIER = "brier"
+MAE = "mae"
+RMSE = "rmse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,9 @@ METRICS = {
     VUS_PR: Metric(words="VUS-PR"),
     AFFILIATION_F1: Metric(words="affiliation F1"),
     BRIER: Metric(words="Brier score", higher_is_better=False),
+    MAE: Metric(words="mean absolute error", higher_is_better=False),
+    RMSE: Metric(words="root mean squared error", higher_is_better=False),
 }
-_OF_PROBABILITIES = (BRIER,)
 # Cheap under thousands of resamples, so they have bounds whatever the headline is.
 _ALWAYS_BOUNDED = (EVENT_RECALL, AVERAGE_PRECISION)
 
@@ -61,8 +64,8 @@ class RowMetric(Protocol):
 
 def metrics_of(plan: Plan) -> tuple[str, ...]:
     """Return the names of the metrics that the plan's task has."""
-    probabilities = plan.task.kind == "alarm"
-    return tuple(name for name in METRICS if probabilities or name not in _OF_PROBABILITIES)
+    kind = plan.task.kind
+    return tuple(name for name in METRICS if kind in TASKS_OF_METRIC.get(name, (kind,)))
 
 
 def bounded_metrics(plan: Plan) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from sma_pilot.judge.alarms import LARGEST_ALARM_SHARE
 from sma_pilot.judge.events import DAY_NS, nanoseconds
 from sma_pilot.judge.findings import Findings, bound_text, confidence_text, status_of
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, JUDGED, AlignedSlice
-from sma_pilot.judge.metrics import EVENT_RECALL, METRICS, bounded_metrics, metrics_of
+from sma_pilot.judge.metrics import EVENT_RECALL, MAE, METRICS, RMSE, bounded_metrics, metrics_of
 from sma_pilot.judge.power import more_data
 from sma_pilot.judge.quality import Quality
 from sma_pilot.judge.result import Kpi, MoreData, Status
@@ -145,6 +145,11 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
     for metric in metrics_of(plan):
         better = "higher" if METRICS[metric].higher_is_better else "lower"
         inform(metric, measured.values.get(metric), "", better, metric)
+    if plan.task.kind == "remaining_life" and plan.task.horizon is not None:
+        for metric in (MAE, RMSE):
+            share = measured.values.get(metric)
+            seconds = None if share is None else share * plan.task.horizon.total_seconds()
+            inform(f"{metric}_s", seconds, "s", "lower")
     if plan.task.kind == "alarm":
         diagram = measured.reliability
         inform("reliability", None if diagram is None else diagram.reliability, "", "lower")
@@ -163,13 +168,16 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
     inform(
         "false_alarms_per_day",
         measured.false_alarms_per_day,
-        "per day and entity",
+        _rate_unit(plan),
         "lower",
         FALSE_ALARMS,
         note,
     )
     inform("alarm_time_share", measured.alarm_share, "", "lower")
-    ahead = plan.task.kind == "alarm"
+    inform("unscored_rows", measured.unscored_rows, "rows", "lower")
+    if plan.task.by_session:
+        return
+    ahead = plan.task.horizon is not None
     inform(
         "median_lead_time_s" if ahead else "median_delay_s",
         measured.median_delay_s,
@@ -179,7 +187,6 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
     )
     if not ahead:
         inform("p90_delay_s", measured.p90_delay_s, "s", "lower")
-    inform("unscored_rows", measured.unscored_rows, "rows", "lower")
 
 
 def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
@@ -220,7 +227,7 @@ def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
         Kpi(
             name=name,
             value=quality.false_alarm_difference,
-            unit="per day and entity",
+            unit=_rate_unit(plan),
             interval=interval,
             confidence=None if interval is None else 1 - plan.quality.alpha,
             direction="lower",
@@ -232,7 +239,7 @@ def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
         findings.remark(
             name,
             f"The candidate raises more false alarms than the incumbent: {rates[1]:.3g} against "
-            f"{rates[0]:.3g} a day and entity, at least {interval[0]:.3g} more with "
+            f"{rates[0]:.3g} {_rate_unit(plan)}, at least {interval[0]:.3g} more with "
             f"{confidence_text(plan.quality.alpha)} confidence. Part of its recall may be bought "
             "with them.",
         )
@@ -254,8 +261,8 @@ def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
         if realised[0] > max(expected, plan.quality.false_alarms_per_day):
             findings.remark(
                 f"quality/{arm}_false_alarms_per_day",
-                f"The {arm} raises {measured.false_alarms_per_day:.3g} false alarms a day and "
-                f"entity on judged rows; its threshold was set for "
+                f"The {arm} raises {measured.false_alarms_per_day:.3g} false alarms "
+                f"{_rate_unit(plan)} on judged rows; its threshold was set for "
                 f"{plan.quality.false_alarms_per_day:g} on earlier ones. The log has drifted, or "
                 "holds events without a label.",
             )
@@ -283,3 +290,8 @@ def _more_data(quality: Quality, estimate: Estimate | None, plan: Plan) -> MoreD
 
 def _hours(bins: int, plan: Plan) -> str:
     return f"{bins * nanoseconds(plan.log.period) / 3.6e12:.3g} h"
+
+
+def _rate_unit(plan: Plan) -> str:
+    """Return what false alarms are counted by; a session is no machine that lasts for days."""
+    return "per day" if plan.task.by_session else "per day and entity"

@@ -13,12 +13,21 @@ from numpy.typing import NDArray
 from sma_pilot.judge.affiliation import Affiliation, Edges, affiliate, zones_of
 from sma_pilot.judge.calibration import Reliability, squared_error
 from sma_pilot.judge.events import NORMAL, POSITIVE, Events, nanoseconds
+from sma_pilot.judge.life import life_errors, life_of_rows
 from sma_pilot.judge.means import MeanOfRows
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, AlignedSlice
-from sma_pilot.judge.metrics import AFFILIATION_F1, AVERAGE_PRECISION, BRIER, VUS_PR, RowMetric
+from sma_pilot.judge.metrics import (
+    AFFILIATION_F1,
+    AVERAGE_PRECISION,
+    BRIER,
+    MAE,
+    RMSE,
+    VUS_PR,
+    RowMetric,
+)
 from sma_pilot.judge.ranking import RankedRows
 from sma_pilot.judge.volume import RangeLabels, RangeVolume
-from sma_pilot.plan import Plan
+from sma_pilot.plan import Plan, Task
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +39,8 @@ class JudgedRows:
     used : bool [N]
         Normal or positive, and scored by both arms that are compared.
     positive : bool [N]
+    time : int64 [N]
+        Nanoseconds since the epoch.
     place : float64 [N]
         Position in time, in periods; entities follow each other on this axis, with a silence
         between them longer than the widest buffer.
@@ -42,6 +53,7 @@ class JudgedRows:
 
     used: NDArray[np.bool_]
     positive: NDArray[np.bool_]
+    time: NDArray[np.int64]
     place: NDArray[np.float64]
     bin_of_row: NDArray[np.int64]
     entity: NDArray[np.int32]
@@ -66,6 +78,7 @@ class JudgedRows:
         return cls(
             used=both & (kinds >= NORMAL),
             positive=kinds == POSITIVE,
+            time=rows.time,
             place=since + apart * rows.entity,
             bin_of_row=bin_of_row,
             entity=rows.entity,
@@ -111,8 +124,7 @@ def metrics_of_rows(
     rows: JudgedRows,
     score: NDArray[np.float32],
     over: NDArray[np.bool_] | None,
-    *,
-    probability: bool,
+    task: Task,
 ) -> tuple[dict[str, RowMetric], Reliability | None]:
     """Build the metrics that one arm has on the rows that count.
 
@@ -122,15 +134,16 @@ def metrics_of_rows(
     score : float32 [N]
     over : bool [N], optional
         Rows in alarm; None without a threshold.
-    probability : bool
-        Whether the score is the probability that the row is positive.
+    task : Task
+        The score of `alarm` is the probability that a row is positive, and of `remaining_life`
+        it is 1 less the predicted life.
 
     Returns
     -------
     dict of str to RowMetric
         Empty where this arm left a row that counts without a score.
     Reliability or None
-        Of probabilities.
+        Of `alarm`.
     """
     metrics: dict[str, RowMetric] = {}
     ranked, positive = score[rows.used], rows.positive[rows.used]
@@ -138,10 +151,15 @@ def metrics_of_rows(
         return metrics, None
     if positive.any():
         metrics[AVERAGE_PRECISION] = RankedRows(ranked, positive, rows.bins)
+    if positive.any() and not task.by_session:
         metrics[VUS_PR] = RangeVolume(ranked, rows.labels, rows.bins)
         if over is not None:
             metrics[AFFILIATION_F1] = rows.affiliation(over)
-    if not probability:
+    if task.kind == "remaining_life" and task.horizon is not None:
+        horizon = nanoseconds(task.horizon)
+        life = life_of_rows(rows.time, rows.positive, rows.events, horizon)[rows.used]
+        metrics[MAE], metrics[RMSE] = life_errors(ranked, life, rows.bins)
+    if task.kind != "alarm":
         return metrics, None
     metrics[BRIER] = MeanOfRows(squared_error(ranked, positive), rows.bins)
     return metrics, Reliability.of(ranked, positive)

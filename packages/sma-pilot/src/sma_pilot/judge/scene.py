@@ -16,14 +16,15 @@ from sma_pilot.judge.events import (
     DAY_NS,
     NORMAL,
     Events,
-    exposure_ns,
     find_events,
     nanoseconds,
+    observed_ns,
     row_kinds,
 )
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, AlignedSlice
 from sma_pilot.judge.metrics import EVENT_RECALL, RowMetric
 from sma_pilot.judge.row_metrics import JudgedRows, metrics_of_rows
+from sma_pilot.judge.sessions import judged_units
 from sma_pilot.judge.statistics import choose_block, time_bins
 from sma_pilot.plan import Plan
 
@@ -87,11 +88,11 @@ class ArmQuality:
 def set_thresholds(validation: AlignedSlice, plan: Plan) -> dict[str, Threshold]:
     """Set each arm's threshold to the same declared number of false alarms.
 
-    An unlabelled row counts as normal. An arm without a scored normal row has no threshold.
+    What is unlabelled counts as normal. An arm without a scored normal row has no threshold.
     """
+    validation, exposure = judged_units(validation, plan)
     events = find_events(validation, plan.task)
     normal = row_kinds(validation, events, plan.task, unlabelled_is_normal=True) == NORMAL
-    exposure = exposure_ns(validation, plan.log.period, plan.log.max_gap)
     thresholds = {
         arm: choose_threshold(
             score[normal],
@@ -108,7 +109,10 @@ def set_thresholds(validation: AlignedSlice, plan: Plan) -> dict[str, Threshold]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """The judged rows, their events and their bins: what is the same for every arm."""
+    """The judged rows, their events and their bins: what is the same for every arm.
+
+    Of a task that judges by session, a row is a session and an event is an anomalous one.
+    """
 
     rows: AlignedSlice
     plan: Plan
@@ -125,6 +129,8 @@ class Scene:
     @classmethod
     def of(cls, rows: AlignedSlice, plan: Plan) -> "Scene":
         """Find the events that the incumbent had a chance to catch, and cut time into bins."""
+        observed = observed_ns(rows.time, plan.log.period, plan.log.max_gap)
+        rows, exposure = judged_units(rows, plan)
         found = find_events(rows, plan.task)
         kinds = row_kinds(rows, found, plan.task, unlabelled_is_normal=False)
         scored = np.concatenate([[0], np.cumsum(~np.isnan(rows.scores[INCUMBENT]))])
@@ -140,10 +146,10 @@ class Scene:
             events=events,
             events_left_out=found.count - events.count,
             incidents=int((np.diff(starts) >= merge).sum()) + 1 if starts.size else 0,
-            exposure=exposure_ns(rows, plan.log.period, plan.log.max_gap),
+            exposure=exposure,
             bin_of_row=bin_of_row,
             bins=bins,
-            observed_days=_observed_ns(rows.time, plan) / DAY_NS,
+            observed_days=observed / DAY_NS,
         )
 
     @cached_property
@@ -160,13 +166,13 @@ class Scene:
         exposure_of_bin = np.zeros(self.bins)
         np.add.at(exposure_of_bin, self.bin_of_row[normal], days[normal])
         over = None if threshold is None else score > threshold.value  # false where it is NaN
-        metrics, reliability = metrics_of_rows(
-            self.judged, score, over, probability=self.plan.task.kind == "alarm"
-        )
+        metrics, reliability = metrics_of_rows(self.judged, score, over, self.plan.task)
         values = {name: metric(np.ones(self.bins)) for name, metric in metrics.items()}
         caught = delay = alarm_bins = alarm_share = rate = None
         if over is not None:
             caught, delay = self._catch(over)
+            if self.plan.task.by_session:
+                delay = None  # a session is caught as a whole, whenever that was
             if caught.size:
                 values[EVENT_RECALL] = float(caught.mean())
             false = np.flatnonzero(over & normal)
@@ -230,9 +236,3 @@ class Scene:
         if plan.task.horizon is not None:
             floor = max(floor, nanoseconds(plan.task.horizon) // period)
         return choose_block(loss, carries, floor)
-
-
-def _observed_ns(time: NDArray[np.int64], plan: Plan) -> int:
-    period, max_gap = nanoseconds(plan.log.period), nanoseconds(plan.log.max_gap)
-    steps = np.diff(np.unique(time))
-    return int(np.where(steps > max_gap, period, steps).sum()) + (period if time.size else 0)
