@@ -6,6 +6,7 @@ fingerprint: each later step writes it down, and a folder made under another pla
 
 from sma_pilot.plan.arms import ArmPlan, Arms
 from sma_pilot.plan.document import Plan, load_plan, parse_plan
+from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import Border, LogSource, Slices
 from sma_pilot.plan.replay import ReplayPlan
 from sma_pilot.plan.savings import Efficiency, Money
@@ -18,6 +19,7 @@ __all__ = [
     "Border",
     "Duration",
     "Efficiency",
+    "GuardPlan",
     "LogSource",
     "Moment",
     "Money",
