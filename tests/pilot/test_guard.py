@@ -110,7 +110,7 @@ def test_without_trouble_the_candidate_serves_alone():
     rows = rows_of([FINE] * 50)
     assert bench.run(rows, [7, 20]) == sums(50)
     assert bench.incumbent.calls == 0
-    assert bench.guarded.tally.fallback_ns == 0
+    assert bench.guarded.tally.priming_ns == bench.guarded.tally.incumbent_ns == 0
     assert bench.guarded.take_fallbacks() == []
 
 
@@ -244,7 +244,8 @@ def test_the_cost_of_a_fallback_is_the_time_it_took():
     bench = Bench(GuardPlan(hold_rows=2, window_rows=8))
     bench.step(rows_of([FINE] * 9 + [INF] + [FINE] * 3))
     # Incumbent: primed with 8 rows, two of its own; candidate: primed with 8. 100 ns a row.
-    assert bench.guarded.tally.fallback_ns == 100 * (8 + 2 + 8)
+    assert bench.guarded.tally.priming_ns == 100 * (8 + 8)
+    assert bench.guarded.tally.incumbent_ns == 100 * 2
     assert bench.guarded.tally.candidate_ns == 100 * (9 + 1 + 2)
 
 

@@ -1,6 +1,6 @@
 """Calls of the two models: rows in, scores of one sequence out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,17 +45,18 @@ def observed_rows(part: Inputs) -> NDArray[np.bool_]:
 
 
 def score_by_incumbent(
-    incumbent: Scorer, part: Inputs, lane: Lane
+    incumbent: Scorer, part: Inputs, lane: Lane, prime: Callable[[], None]
 ) -> Iterator[tuple[Values, Trouble | None]]:
     """Score rows [1, T, channels] by the incumbent, and take note of them in the lane.
 
     In one call if it goes, and row by row if there is trouble in it: an exception, an infinite
-    score, or none for a row that has values and a past. Such a row's score is NaN.
+    score, or none for a row that has values and a past. Such a row's score is NaN. `prime` gives
+    the lane a state of the incumbent.
     """
     values, trouble = np.full(part.steps, np.nan, np.float32), None
     try:
         if lane.incumbent is None:
-            lane.incumbent = lane.recent.prime(incumbent)[0]
+            prime()
         values = ask(incumbent, part, lane.incumbent)[0]
     except Exception as error:
         trouble = Trouble.of(error)
@@ -68,7 +69,7 @@ def score_by_incumbent(
         if part.steps > 1:
             for t in range(part.steps):
                 yield from score_by_incumbent(
-                    incumbent, part_of(part, slice(1), slice(t, t + 1)), lane
+                    incumbent, part_of(part, slice(1), slice(t, t + 1)), lane, prime
                 )
             return
         values[bad] = np.nan

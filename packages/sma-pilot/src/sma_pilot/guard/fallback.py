@@ -109,10 +109,10 @@ class Tally:
     looks : int
         Times that a person was asked: once a fallback to a person, once for each fallback in
         which the incumbent failed as well.
-    fallback_ns : int
-        Time of the incumbent, and of bringing either model up to date; by the guard's clock.
-    candidate_ns : int
-        Time of the candidate's own calls, failed ones included.
+    candidate_ns, incumbent_ns : int
+        Time of each model's own calls, failed ones included, by the guard's clock.
+    priming_ns : int
+        Time of bringing either model up to date at a fallback or after it.
     """
 
     rows: int = 0
@@ -120,8 +120,9 @@ class Tally:
     fallback_rows: Counter[Reason] = field(default_factory=Counter)
     fallbacks: Counter[Reason] = field(default_factory=Counter)
     looks: int = 0
-    fallback_ns: int = 0
     candidate_ns: int = 0
+    incumbent_ns: int = 0
+    priming_ns: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, each reason named."""

@@ -10,6 +10,7 @@ from sma_pilot.judge.footprint_gate import (
     inform_throughput,
     judge_memory,
 )
+from sma_pilot.judge.guard import inform_guard
 from sma_pilot.judge.latency import MEDIAN, ArmLatency, measure_latency
 from sma_pilot.judge.latency_gate import judge_latency
 from sma_pilot.judge.measurements import (
@@ -58,6 +59,7 @@ def judge(measurements: Measurements, plan: Plan) -> Result:
     inform_throughput(measurements, plan, findings)
     inform_cost(measurements, latency, plan, findings)
     inform_routing(measurements, findings)
+    inform_guard(measurements, latency, plan, findings)
     inform_score_difference(measurements, plan, findings)
     noise["score_rows_different"] = _same_scores_twice(judged, findings)
     _remark_baseline(measurements, quality, latency, plan, findings)

@@ -2,12 +2,23 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from sma_pilot.errors import RunError
-from sma_pilot.judge.measurements import ARMS, SLICES, ArmScores, LatencySample, Leg, Measurements
+from sma_pilot.judge.measurements import (
+    ARMS,
+    SLICES,
+    ArmScores,
+    GuardRecord,
+    GuardTally,
+    LatencySample,
+    Leg,
+    Measurements,
+)
+from sma_pilot.logs.slices import iso
 from sma_pilot.replay.card import ReplayCard
 
 
@@ -45,6 +56,32 @@ def load_measurements(folder: Path) -> Measurements:
         legs=legs,
         dataset=card.dataset,
         environment=card.environment,
+        guard=_guard(card.legs.get("candidate/guarded")),
+    )
+
+
+def _guard(figures: dict[str, Any] | None) -> GuardRecord | None:
+    """Read what the guarded leg left; see `sma_pilot.replay.guarded`."""
+    if figures is None:
+        return None
+    tallies = {
+        part: GuardTally(
+            rows=tally["rows"],
+            fallbacks=tally["fallbacks"],
+            fallback_rows=tally["fallback_rows"],
+            looks=tally["looks"],
+            priming_seconds=tally["priming_ns"] / 1e9,
+        )
+        for part, tally in figures["tally"].items()
+    }
+    own = figures["guard_ns_per_event"]
+    return GuardRecord(
+        **tallies,
+        seconds_per_event=None if own is None else own / 1e9,
+        examples=tuple(
+            f"entity {example['entity']!r} at {iso(example['time'])}: {example['text']}"
+            for example in figures["examples"]
+        ),
     )
 
 

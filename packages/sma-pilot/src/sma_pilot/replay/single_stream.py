@@ -74,8 +74,8 @@ def run_single_stream(
     service: list[int] = []
     decided: list[Decisions] = []
     with torch.inference_mode():
-        states = _states_before(scorer, timeline, stream, chunk_rows)
-        events = _events(timeline, stream)
+        states = states_before(scorer, timeline, stream, chunk_rows)
+        events = events_of(timeline, stream)
         calls = [(event, states[lane]) for event, lane in zip(events, stream.lane, strict=True)]
         step = scorer.step
         # What the way to the start needed is no part of what the stream holds.
@@ -127,9 +127,7 @@ def run_single_stream(
     }
 
 
-def _states_before(
-    scorer: Scorer, timeline: Timeline, stream: Stream, chunk_rows: int
-) -> list[Any]:
+def states_before(scorer: Scorer, timeline: Timeline, stream: Stream, chunk_rows: int) -> list[Any]:
     """Return the state of each lane after all rows before its first event."""
     place = {lane.stretch: index for index, lane in enumerate(stream.past)}
     states = [scorer.start(1) for _ in stream.past]
@@ -142,7 +140,7 @@ def _states_before(
     return states
 
 
-def _events(timeline: Timeline, stream: Stream) -> list[Inputs]:
+def events_of(timeline: Timeline, stream: Stream) -> list[Inputs]:
     """Return the inputs [1, 1, channels] of each event, views of one block of rows per lane."""
     counts = np.bincount(stream.lane, minlength=len(stream.past))
     blocks = []

@@ -25,6 +25,7 @@ GROUPS = {
     "throughput": "Throughput",
     "cost": "Cost",
     "routing": "Routing",
+    "guard": "Guard",
     "noise": "Noise of the measurement",
 }
 _ARM_LABELS = {
@@ -49,6 +50,18 @@ _LABELS = {
 _TOPICS = {
     "alarm_time_share": "share of normal time in alarm",
     "false_alarms_per_day": "false alarms",
+    "exception_fallbacks": "fallbacks for an exception",
+    "non_finite_fallbacks": "fallbacks for a score that is no number",
+    "latency_fallbacks": "fallbacks for a late score",
+    "low_confidence_fallbacks": "fallbacks for low confidence",
+    "never_active_fallbacks": "fallbacks for a router that never runs",
+    "always_active_fallbacks": "fallbacks for a router that always runs",
+    "drift_fallbacks": "fallbacks for drift of inputs",
+    "fallback_row_share": "rows taken from the candidate",
+    "validation_fallback_row_share": "the same, of validation rows",
+    "fallback_cost_per_year": "cost of fallbacks a year",
+    "looks": "looks of a person",
+    "own_time_ms": "time of the guard itself",
     "mean_ms": "mean service time",
     "median_delay_s": "median delay of the first alarm",
     "median_lead_time_s": "median warning before the event",
@@ -66,7 +79,16 @@ _TOPICS = {
     "weight_bytes": "weights",
 }
 _PERCENTILE = re.compile(r"p(\d+(?:\.\d+)?)_ms")
-_COUNTED = ("rows", "events", "incidents", "blocks", "queries", "entities")
+_COUNTED = (
+    "rows",
+    "events",
+    "incidents",
+    "blocks",
+    "queries",
+    "entities",
+    "fallbacks",
+    "looks",
+)
 _TIMES = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
