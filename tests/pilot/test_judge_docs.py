@@ -30,6 +30,7 @@ def emitted() -> set[str]:
     guard |= {"never_active": 0, "always_active": 1}
     sections = {"arms": {"baseline": {"kind": "pca"}}, "replay": {"device": "cuda"}}
     sections["guard"] = guard
+    sections["replay"] |= {"scenarios": ["multi_stream", "server"], "server": {}}
     results = [judge(rich, make_plan(**sections))]
     alarm = {"kind": "alarm", "horizon": "30m"}
     results.append(judge(measurements, make_plan(task=alarm)))
@@ -39,7 +40,7 @@ def emitted() -> set[str]:
 
 
 def test_every_kpi_is_documented_and_every_documented_kpi_exists():
-    groups = "quality|latency|memory|throughput|cost|routing|guard|noise"
+    groups = "quality|latency|memory|throughput|cost|routing|guard|energy|noise"
     documented = re.findall(rf"^\| `((?:{groups})/[^`]+)`", DOCUMENT, re.MULTILINE)
     choices = {
         "arm": "(incumbent|candidate|baseline)",

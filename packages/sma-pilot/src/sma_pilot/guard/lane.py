@@ -93,3 +93,8 @@ class GuardState:
     def select(self, index: Tensor) -> "GuardState":
         """Return a copy of the given lanes, in that order."""
         return GuardState([self.lanes[i].copy() for i in index.tolist()])
+
+    def put(self, index: Tensor, rows: "GuardState") -> None:
+        """Overwrite the given lanes with copies of those of another state."""
+        for place, lane in zip(index.tolist(), rows.lanes, strict=True):
+            self.lanes[place] = lane.copy()

@@ -7,8 +7,9 @@ date, and a person's looks. The candidate's time that is saved on those rows is 
 from collections.abc import Mapping
 
 from sma_pilot.judge.findings import Findings
+from sma_pilot.judge.guard_record import GuardRecord, GuardTally
 from sma_pilot.judge.latency import ArmLatency
-from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, GuardRecord, GuardTally, Measurements
+from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, Measurements
 from sma_pilot.judge.result import Kpi
 from sma_pilot.judge.roi import serving_cost
 from sma_pilot.plan import Plan

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sma_pilot.errors import RunError
+from sma_pilot.judge.guard_record import GuardRecord
+from sma_pilot.judge.load_sample import LoadSample
 
 INCUMBENT = "incumbent"
 INCUMBENT_AGAIN = "incumbent_again"
@@ -25,6 +27,8 @@ SLICES = (VALIDATION, JUDGED)
 
 OFFLINE = "offline"
 SINGLE_STREAM = "single_stream"
+MULTI_STREAM = "multi_stream"
+SERVER = "server"
 
 
 def _columns(owner: object, **dtypes: type[np.generic]) -> None:
@@ -132,53 +136,10 @@ class Leg:
     activation_rate: float | None = None
     score_difference: float | None = None
     """Largest relative difference between single-stream and offline scores of the same rows."""
+    energy_joules: float | None = None
+    """What the accelerator's counter rose by, over `rows` rows."""
     submodule_rates: Mapping[str, float] = field(default_factory=dict)
     """Share of steps that ran each sub-module, named such as ``layer 0 gated_attention``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuardTally:
-    """What the guard did on some rows.
-
-    Attributes
-    ----------
-    rows : int
-    fallbacks, fallback_rows : mapping reason -> int
-        Times that a fallback began or was renewed, and rows that it served.
-    looks : int
-        Times that a person was asked.
-    priming_seconds : float
-        Time of bringing models up to date because of fallbacks.
-    """
-
-    rows: int
-    fallbacks: Mapping[str, int]
-    fallback_rows: Mapping[str, int]
-    looks: int
-    priming_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuardRecord:
-    """What the guard did in a replay.
-
-    Attributes
-    ----------
-    validation, judged : GuardTally
-        All rows of the slice, in bulk.
-    stream : GuardTally
-        Judged events one by one, where alone lateness can be told.
-    seconds_per_event : float or None
-        What the guard takes of its own, the models' time left out.
-    examples : tuple of str
-        The first fallback of each reason on judged rows, in words.
-    """
-
-    validation: GuardTally
-    judged: GuardTally
-    stream: GuardTally
-    seconds_per_event: float | None
-    examples: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +168,8 @@ class Measurements:
     environment: Mapping[str, Any] = field(default_factory=dict)
     guard: GuardRecord | None = None
     """None when no guarded leg ran."""
+    load: Mapping[str, LoadSample] = field(default_factory=dict)
+    """By "<arm>/<scenario>": scenarios `MULTI_STREAM` and `SERVER`."""
 
     def __post_init__(self) -> None:
         for slice_name in SLICES:

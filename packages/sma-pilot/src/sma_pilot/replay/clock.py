@@ -10,6 +10,8 @@ Clock = Callable[[], int]
 
 wall_clock: Clock = time.perf_counter_ns
 _SPIN_NS = 1_000_000
+Wait = Callable[[Clock, int], None]
+"""Returns when the clock shows a time. Tests hand in one that moves their clock."""
 
 
 def timer_overhead_ns(clock: Clock, readings: int = 1001) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from sma_pilot.arms.base import Scorer
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
-from sma_pilot.replay.clock import Clock
+from sma_pilot.replay.clock import Clock, Wait, wait_until
 from sma_pilot.replay.timeline import Timeline
 
 
@@ -27,6 +27,8 @@ class LegContext:
         Opens a further scorer, by role.
     sample_memory : callable
         Called when all states are still held.
+    wait : Wait
+        Waits for a time by `clock`.
     """
 
     plan: Plan
@@ -38,16 +40,19 @@ class LegContext:
     clock: Clock
     on_progress: OnProgress
     sample_memory: Callable[[], None]
+    wait: Wait = wait_until
 
 
 RunLeg = Callable[[LegContext], dict[str, Any]]
 
 
 def further_scenarios() -> dict[str, RunLeg]:
-    """Return what runs each scenario, by name; imported when one runs."""
+    """Return what runs each scenario, by name; which import this file in turn."""
     from sma_pilot.replay.guarded import run_guarded
+    from sma_pilot.replay.multi_stream import run_multi_stream
+    from sma_pilot.replay.server import run_server
 
-    return {"guarded": run_guarded}
+    return {"multi_stream": run_multi_stream, "server": run_server, "guarded": run_guarded}
 
 
 def further_legs(plan: Plan) -> list[tuple[str, str]]:
@@ -57,7 +62,9 @@ def further_legs(plan: Plan) -> list[tuple[str, str]]:
     """
     shuffled = random.Random(f"{plan.seed}/further")
     arms = list(plan.named_arms())
-    legs = [(arm, scenario) for scenario in () for arm in shuffled.sample(arms, len(arms))]
+    legs = []
+    for scenario in plan.replay.scenarios:
+        legs += [(arm, scenario) for arm in shuffled.sample(arms, len(arms))]
     if plan.guard is not None:
         legs.append(("candidate", "guarded"))
     return legs

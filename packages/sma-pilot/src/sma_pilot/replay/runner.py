@@ -25,11 +25,12 @@ from sma_pilot.replay.clock import (
     timer_overhead_ns,
     wall_clock,
 )
+from sma_pilot.replay.energy import EnergyMeter
 from sma_pilot.replay.environment import environment
 from sma_pilot.replay.further import LegContext, further_legs, further_scenarios
 from sma_pilot.replay.meters import PeakMemory
 from sma_pilot.replay.offline import run_offline
-from sma_pilot.replay.single_stream import run_single_stream
+from sma_pilot.replay.single_stream import harness_ns, run_single_stream
 from sma_pilot.replay.stream import choose_stream
 from sma_pilot.replay.timeline import Lane, Timeline
 from sma_pilot.run_folder import write_json
@@ -141,6 +142,7 @@ def replay(
                 write_json(folder / "legs" / leg.file, figures)
         on_progress("replay single stream", len(streams), len(streams))
     begun["environment"]["timer_overhead_ns"] = timer_overhead_ns(clock)
+    begun["environment"]["harness_ns"] = harness_ns(clock)
     measured = {leg: read_json(folder / "legs" / leg.file) for leg in legs}
     card = ReplayCard(**begun, order=[str(leg) for leg in legs], legs=_by_scenario(measured))
     write_json(finished, card.to_dict())
@@ -200,7 +202,8 @@ class _Bench:
     def measure(self, leg: LegName, open_scorer: Callable[[str], Scorer]) -> dict[str, Any]:
         """Run a leg and return its figures, ready for JSON."""
         settings = self._plan.replay
-        with PeakMemory(sampled=leg.scenario == OFFLINE, device=settings.device) as memory:
+        energy = EnergyMeter(device=settings.device, clock=self._clock)
+        with PeakMemory(sampled=leg.scenario == OFFLINE, device=settings.device) as memory, energy:
             scorer = open_scorer(leg.role)
             if leg.scenario not in (OFFLINE, SINGLE_STREAM):
                 context = LegContext(
@@ -247,6 +250,7 @@ class _Bench:
             "peak_cuda_bytes": memory.peak_cuda_bytes,
             "state_bytes_per_entity": scorer.start(1).nbytes,
             "weight_bytes": scorer.weight_bytes,
+            "energy_joules": energy.joules,
             "threads": settings.threads,
         }
 

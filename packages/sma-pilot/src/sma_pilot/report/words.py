@@ -26,6 +26,7 @@ GROUPS = {
     "cost": "Cost",
     "routing": "Routing",
     "guard": "Guard",
+    "energy": "Energy",
     "noise": "Noise of the measurement",
 }
 _ARM_LABELS = {
@@ -62,6 +63,10 @@ _TOPICS = {
     "fallback_cost_per_year": "cost of fallbacks a year",
     "looks": "looks of a person",
     "own_time_ms": "time of the guard itself",
+    "harness_share": "time of the harness itself, over the service time",
+    "joules_per_million_events": "energy of a million events",
+    "multi_stream_rows_per_second": "rows a second, many entities at once",
+    "sustainable_events_per_second": "highest rate that keeps to the bound",
     "mean_ms": "mean service time",
     "median_delay_s": "median delay of the first alarm",
     "median_lead_time_s": "median warning before the event",
@@ -78,7 +83,13 @@ _TOPICS = {
     "unscored_rows": "rows without a score",
     "weight_bytes": "weights",
 }
-_PERCENTILE = re.compile(r"p(\d+(?:\.\d+)?)_ms")
+_PERCENTILE = re.compile(r"(multi_stream_|server_response_|server_service_)?p(\d+(?:\.\d+)?)_ms")
+_TIMED = {
+    "": "service time",
+    "multi_stream_": "service time of a batch of entities",
+    "server_response_": "response time under load",
+    "server_service_": "service time under load",
+}
 _COUNTED = (
     "rows",
     "events",
@@ -119,7 +130,7 @@ def kpi_label(kpi: Kpi) -> str:
         return _LABELS[kpi.name]
     topic = kpi_topic(kpi)
     if percentile := _PERCENTILE.fullmatch(topic):
-        return f"{percentile[1]}th percentile of service time"
+        return f"{percentile[2]}th percentile of {_TIMED[percentile[1] or '']}"
     topic = _TOPICS.get(topic, topic)
     for head, words in (
         ("baseline_loss_", "loss of the simple baseline against the candidate: "),
