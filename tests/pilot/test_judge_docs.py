@@ -39,6 +39,8 @@ def test_every_kpi_is_documented_and_every_documented_kpi_exists():
     documented = re.findall(rf"^\| `((?:{groups})/[^`]+)`", DOCUMENT, re.MULTILINE)
     choices = {
         "arm": "(incumbent|candidate|baseline)",
+        "basis": "(usage|capacity)",
+        "case": "(conservative|base|optimistic)",
         "metric": "(event_recall|average_precision)",
         "percentile": r"\d+",
         "scenario": "(offline|single_stream)",

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from sma_pilot.judge.findings import Findings
 from sma_pilot.judge.footprint_gate import (
-    inform_cost,
     inform_routing,
     inform_score_difference,
     inform_throughput,
@@ -22,6 +21,7 @@ from sma_pilot.judge.measurements import (
     AlignedSlice,
     Measurements,
 )
+from sma_pilot.judge.money import inform_cost
 from sma_pilot.judge.quality import Quality, measure_quality
 from sma_pilot.judge.quality_gate import judge_quality, proven, score_noise
 from sma_pilot.judge.result import Kpi, Result
