@@ -18,6 +18,7 @@ from sma_pilot.judge.measurements import (
 from sma_pilot.judge.metrics import EVENT_RECALL
 from sma_pilot.replay.card import ReplayCard
 from sma_pilot.report.evidence import Evidence
+from sma_pilot.report.money import is_case, money_content
 from sma_pilot.report.svg import printable
 from sma_pilot.report.tables import arm_figures, comparisons, gate_rows
 from sma_pilot.report.words import (
@@ -54,6 +55,7 @@ def page_content(evidence: Evidence) -> dict[str, Any]:
         "gates": gate_rows(result, arms),
         "events": _events(evidence),
         "baseline": _baseline(evidence),
+        "money": money_content(result, evidence.plan.money),
         "rates": evidence.routing_rates(),
         "not_measured": _not_measured(evidence),
         "arms": arms,
@@ -149,6 +151,8 @@ def _not_measured(evidence: Evidence) -> list[str]:
     """List what a reader might believe was measured and was not."""
     topics: dict[str, list[str]] = {}
     for kpi in evidence.result.kpis:
+        if is_case(kpi):
+            continue  # the table of money says so in its own place
         if kpi.status == "not_measured" or (kpi.is_gate and kpi.value is None):
             label = f"{kpi_group(kpi)}: {kpi_label(kpi).lower()}"
             topics.setdefault(f"{label}\0{kpi.note}", []).append(arm_label(kpi.arm or ""))

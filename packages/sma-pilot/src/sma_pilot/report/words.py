@@ -46,6 +46,10 @@ _LABELS = {
     "memory/fleet_ratio": "Memory ratio, all entities",
     "cost/offline_saving_per_year": "Saving a year, offline",
     "cost/single_stream_saving_per_year": "Saving a year, one event at a time",
+    "cost/setup": "Set-up, once",
+    "cost/running_per_year": "Running cost a year, beside machines",
+    "cost/fallbacks_per_million": "Fallbacks of a million events",
+    "cost/fallback_per_year": "Fallbacks, a year",
     "noise/score_rows_different": "Rows that the incumbent scored differently when run again",
 }
 _TOPICS = {
