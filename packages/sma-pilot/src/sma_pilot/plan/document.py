@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from sma_pilot.errors import PlanError
 from sma_pilot.plan.arms import ArmPlan, Arms
+from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import LogSource, Slices
 from sma_pilot.plan.replay import ReplayPlan
 from sma_pilot.plan.savings import Efficiency, Money
@@ -32,6 +33,7 @@ class Plan(Section):
     money: Money | None = None
     arms: Arms
     replay: ReplayPlan = ReplayPlan()
+    guard: GuardPlan | None = None
 
     @model_validator(mode="after")
     def _baseline_fits_task(self) -> Self:
