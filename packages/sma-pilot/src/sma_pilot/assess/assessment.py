@@ -126,8 +126,13 @@ def assess(
     Raises
     ------
     PlanError
-        When the candidate is no model with sparse activation.
+        When the candidate is no model with sparse activation, or the log has no numeric channel.
     """
+    if not dataset.card.numeric:
+        raise PlanError(
+            "log.numeric: names no channel, and difficulty is measured by forecasting numbers; a "
+            "log of event ids alone cannot be assessed"
+        )
     arms = build_arms(plan, data)
     found: dict[str, ArchitectureConfig] = {
         role: arm.config(dataset.card) for role, arm in arms.items() if isinstance(arm, NeuralArm)
