@@ -10,6 +10,7 @@ from tests.pilot.judge_cases import make_measurements, make_plan
 import sma_pilot.judge
 from sma_pilot.guard import REASONS
 from sma_pilot.judge.measurements import Leg
+from sma_pilot.judge.metrics import METRICS
 from sma_pilot.judge.result import Kpi, MoreData, Reason, Result
 from sma_pilot.judge.verdict import judge
 
@@ -34,6 +35,8 @@ def emitted() -> set[str]:
     results = [judge(rich, make_plan(**sections))]
     alarm = {"kind": "alarm", "horizon": "30m"}
     results.append(judge(measurements, make_plan(task=alarm)))
+    life = {"kind": "remaining_life", "horizon": "30m"}
+    results.append(judge(measurements, make_plan(task=life)))
     plan = make_plan(**sections, quality={"headline": "average_precision"})
     results.append(judge(rich, plan))
     return {kpi.name for result in results for kpi in result.kpis}
@@ -44,7 +47,7 @@ def test_every_kpi_is_documented_and_every_documented_kpi_exists():
     documented = re.findall(rf"^\| `((?:{groups})/[^`]+)`", DOCUMENT, re.MULTILINE)
     choices = {
         "arm": "(incumbent|candidate|baseline)",
-        "metric": "(event_recall|average_precision)",
+        "metric": f"({'|'.join(METRICS)})",
         "percentile": r"\d+",
         "scenario": "(offline|single_stream)",
         "submodule": ".+",

@@ -10,10 +10,11 @@ from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import Border, LogSource, Slices
 from sma_pilot.plan.replay import ReplayPlan, ServerPlan
 from sma_pilot.plan.savings import Efficiency, Money
-from sma_pilot.plan.task import Quality, Task
+from sma_pilot.plan.task import TASKS_OF_METRIC, Quality, Task
 from sma_pilot.plan.values import Duration, Moment, Section, format_duration, parse_duration
 
 __all__ = [
+    "TASKS_OF_METRIC",
     "ArmPlan",
     "Arms",
     "Border",

@@ -15,7 +15,7 @@ from sma_pilot.judge.measurements import (
     JUDGED,
     VALIDATION,
 )
-from sma_pilot.judge.scene import EVENT_RECALL
+from sma_pilot.judge.metrics import EVENT_RECALL
 from sma_pilot.replay.card import ReplayCard
 from sma_pilot.report.evidence import Evidence
 from sma_pilot.report.svg import printable

@@ -49,8 +49,13 @@ _LABELS = {
     "noise/score_rows_different": "Rows that the incumbent scored differently when run again",
 }
 _TOPICS = {
+    "affiliation_f1": "affiliation F1",
     "alarm_time_share": "share of normal time in alarm",
+    "brier": "Brier score",
+    "calibration_error": "expected calibration error",
     "false_alarms_per_day": "false alarms",
+    "mae": "mean absolute error",
+    "mae_s": "mean absolute error in time",
     "exception_fallbacks": "fallbacks for an exception",
     "non_finite_fallbacks": "fallbacks for a score that is no number",
     "latency_fallbacks": "fallbacks for a late score",
@@ -72,8 +77,11 @@ _TOPICS = {
     "median_lead_time_s": "median warning before the event",
     "offline_per_million_events": "a million events, offline",
     "offline_per_year": "a year, offline",
+    "p90_delay_s": "delay that nine of ten caught events stay within",
     "peak_cuda_bytes": "peak memory of the GPU",
     "peak_rss_bytes": "peak memory of the process",
+    "rmse": "root mean squared error",
+    "rmse_s": "root mean squared error in time",
     "rows_per_second": "offline throughput",
     "score_difference": "stream against offline scores",
     "single_stream_per_million_events": "a million events, one at a time",
@@ -81,6 +89,7 @@ _TOPICS = {
     "state_bytes_per_entity": "state of one entity",
     "threshold": "alarm threshold",
     "unscored_rows": "rows without a score",
+    "vus_pr": "VUS-PR",
     "weight_bytes": "weights",
 }
 _PERCENTILE = re.compile(r"(multi_stream_|server_response_|server_service_)?p(\d+(?:\.\d+)?)_ms")
@@ -140,7 +149,8 @@ def kpi_label(kpi: Kpi) -> str:
         ("rate/", ""),
     ):
         if topic.startswith(head):
-            topic = words + topic.removeprefix(head)
+            rest = topic.removeprefix(head)
+            topic = words + _TOPICS.get(rest, rest)
             break
     words = topic.replace("/", ": ").replace("_", " ").strip()
     return words[:1].upper() + words[1:]
