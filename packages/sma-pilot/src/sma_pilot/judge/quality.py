@@ -23,6 +23,7 @@ from sma_pilot.judge.statistics import (
     Statistic,
     bootstrap,
     count_bounds,
+    leave_out_stretches,
     metric_loss,
     percentile_bounds,
     recall_loss,
@@ -80,11 +81,13 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
     scene = Scene.of(judged, plan)
     arms = {arm: scene.score(arm, thresholds.get(arm)) for arm in COMPARED if arm in judged.scores}
     block = scene.block(arms, plan)
+    statistics = _statistics(arms, scene)
     samples = (
-        bootstrap(_statistics(arms, scene), scene.bins, block, plan.quality.resamples, plan.seed)
+        bootstrap(statistics, scene.bins, block, plan.quality.resamples, plan.seed)
         if scene.bins
         else {}
     )
+    left_out = leave_out_stretches(statistics, scene.bins)
     alpha = plan.quality.alpha
     arms = {arm: _with_intervals(quality, arm, samples, alpha) for arm, quality in arms.items()}
     incumbent, candidate = arms[INCUMBENT], arms[CANDIDATE]
@@ -96,7 +99,7 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
 
     def compare(reference: str, challenger: str) -> Comparison:
         evidence = {"incidents": scene.incidents, "blocks": scene.bins // block, "alpha": alpha}
-        return _compare(reference, challenger, arms, samples, **evidence)
+        return _compare(reference, challenger, arms, samples, left_out, **evidence)
 
     return Quality(
         arms=arms,
@@ -182,11 +185,15 @@ def _compare(
     challenger: str,
     arms: Mapping[str, ArmQuality],
     samples: Mapping[str, NDArray[np.float64]],
+    left_out: Mapping[str, NDArray[np.float64]],
     **evidence: Any,
 ) -> Comparison:
     one, other = arms[reference], arms[challenger]
     drawn = {
-        metric: samples[f"{reference}/{metric}"] - samples[f"{challenger}/{metric}"]
+        metric: [
+            values[f"{reference}/{metric}"] - values[f"{challenger}/{metric}"]
+            for values in (samples, left_out)
+        ]
         for metric in METRICS
         if metric in one.values and metric in other.values
     }
@@ -194,11 +201,11 @@ def _compare(
     lost = won = None
     if AVERAGE_PRECISION in drawn:
         loss = one.values[AVERAGE_PRECISION] - other.values[AVERAGE_PRECISION]
-        losses[AVERAGE_PRECISION] = metric_loss(loss, drawn[AVERAGE_PRECISION], **evidence)
+        losses[AVERAGE_PRECISION] = metric_loss(loss, *drawn[AVERAGE_PRECISION], **evidence)
     if EVENT_RECALL in drawn and one.caught is not None and other.caught is not None:
         lost = int((one.caught & ~other.caught).sum())
         won = int((other.caught & ~one.caught).sum())
         losses[EVENT_RECALL] = recall_loss(
-            one.caught, other.caught, drawn[EVENT_RECALL], **evidence
+            one.caught, other.caught, *drawn[EVENT_RECALL], **evidence
         )
     return Comparison(losses=losses, lost_events=lost, won_events=won)
