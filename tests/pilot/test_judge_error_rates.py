@@ -6,8 +6,8 @@ from tests.pilot.judge_worlds import World, bound, judge_world, world_plan
 from tests.pilot.judge_worlds import bound_world as draw_and_bound
 from tests.tolerances import TOLERANCES
 
+from sma_pilot.judge.metrics import EVENT_RECALL
 from sma_pilot.judge.provable import Assumption, Evidence, smallest_provable_loss
-from sma_pilot.judge.scene import EVENT_RECALL
 
 CLOSE = TOLERANCES["float64"].relative
 ALPHA, LIMIT = 0.05, 0.1

@@ -172,7 +172,7 @@ def _row(
         arm=arm,
         nuisance=chosen[0].trial.nuisance_label if chosen else "",
         seeds=len(chosen),
-        failed=sum(record.status == "failed" for record in members),
+        failed=sum(record.failed for record in members),
         unfinished=sum(record.status in ("pending", "running") for record in members),
         target_rate=members[0].trial.target_rate,
         objective=mean_interval(list(values.values())) if values else None,

@@ -223,7 +223,7 @@ def _carry_out(
     todo = [
         _restartable(record, path)
         for record in folder.read_records()
-        if not record.ended or (retry_failed and record.status == "failed")
+        if not record.ended or (retry_failed and record.failed)
     ]
     tracker = Tracker(folder, tracking_uri or default_uri(folder))
     try:
@@ -262,7 +262,9 @@ def _carry_out(
 
 
 def _restartable(record: TrialRecord, path: Path) -> TrialRecord:
-    """Forget a checkpoint that has gone: its trial then starts from the beginning."""
+    """Forget why a trial failed, and a checkpoint that has gone: it starts from the beginning."""
+    if record.failed:
+        record = replace(record, status="pending", reason=None, traceback=None)
     if record.checkpoint is None or (path / record.checkpoint).is_dir():
         return record
     return replace(record, checkpoint=None, step=0)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
 
+from sma_eval.failures import FAILURES, Failure
 from sma_eval.space import Trial
 
 
@@ -56,7 +57,8 @@ class TrialRecord:
     trial
         What it is.
     status
-        ``pending`` before its first report; ``running`` also after its driver died.
+        ``pending`` before its first report; ``running`` also after its driver died; without a
+        result it ends in one of `FAILURES`.
     step
         Optimiser steps reported.
     checkpoint
@@ -64,11 +66,11 @@ class TrialRecord:
     result
         Figures, once finished.
     reason, traceback
-        Why it failed, once failed: one line, and where in the code when it threw.
+        Why it ended without a result: one line, and where in the code when it threw.
     """
 
     trial: Trial
-    status: Literal["pending", "running", "finished", "failed"] = "pending"
+    status: Literal["pending", "running", "finished"] | Failure = "pending"
     step: int = 0
     checkpoint: str | None = None
     result: TrialResult | None = None
@@ -78,7 +80,12 @@ class TrialRecord:
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.status in ("finished", "failed")
+        return self.status == "finished" or self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without a result."""
+        return self.status in FAILURES
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

@@ -1,4 +1,4 @@
-"""Run trials on Ray Tune. The only file that imports ray.
+"""Run trials on Ray Tune. Of all files only this one and `submission` import ray.
 
 Ray places trials, moves checkpoints to the study folder and starts a trial again from its latest
 one when its process or machine dies. What is finished is for the study folder's records to say:
@@ -9,7 +9,6 @@ starts afresh, since its own way to restore a driver would unpickle whatever lie
 import dataclasses
 import logging
 import os
-import socket
 import sys
 import tempfile
 import traceback
@@ -32,13 +31,14 @@ import ray
 from ray import tune
 
 from sma_eval.errors import StudyError
+from sma_eval.failures import failure_of, failure_of_death
+from sma_eval.reach import require_answer
 from sma_eval.records import Observer, Report, TrialRecord, TrialResult
 from sma_eval.space import Trial
 from sma_eval.study import Resources
 from sma_eval.trial import run_trial
 
 LOCAL = "local"
-_CONNECT_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +75,7 @@ def _join(address: str) -> None:
         )
     host, colon, port = address.rpartition(":")
     if colon:
-        # Ray itself tries for minutes.
-        try:
-            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        except (OSError, ValueError, OverflowError) as error:
-            raise StudyError(f"--address {address}: nothing answers there: {error}") from error
+        require_answer(address, host, port)
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -198,8 +194,12 @@ def _train(config: dict[str, Any]) -> None:
                 report=report,
             )
         except Exception as error:  # whatever a trial throws ends this trial and no other
-            reason = f"{type(error).__name__}: {error}"
-            tune.report({"failure": {"reason": reason, "traceback": traceback.format_exc()}})
+            failure = {
+                "status": failure_of(error),
+                "reason": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+            }
+            tune.report({"failure": failure})
             return
         tune.report(
             {"result": dataclasses.asdict(result)},
@@ -225,7 +225,7 @@ class _Relay(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if "failure" in result:
-            self._change(trial, status="failed", **result["failure"])
+            self._change(trial, **result["failure"])
         elif "report" in result:
             report = Report(**result["report"])
             self._change(trial, report, status="running", step=report.step)
@@ -249,8 +249,11 @@ class _Relay(tune.Callback):
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = f"its process or machine died {trial.num_failures} times"
-        self._change(trial, status="failed", reason=reason, traceback=trial.get_error())
+        told = trial.get_error() or ""
+        status = failure_of_death(told)
+        what = "used up memory and was killed" if status == "out_of_memory" else "or machine died"
+        reason = f"its process {what}, {trial.num_failures} times"
+        self._change(trial, status=status, reason=reason, traceback=told)
 
     def _change(self, trial: Any, report: Report | None = None, **changes: Any) -> None:
         trial_id = _trial_id(trial)

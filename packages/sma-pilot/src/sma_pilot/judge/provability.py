@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from sma_pilot.judge.events import DAY_NS, nanoseconds
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, AlignedSlice
+from sma_pilot.judge.metrics import EVENT_RECALL
 from sma_pilot.judge.provable import (
     Assumption,
     Evidence,
@@ -13,7 +14,7 @@ from sma_pilot.judge.provable import (
 )
 from sma_pilot.judge.quality import measure_quality
 from sma_pilot.judge.quality_gate import MINIMUM_BLOCKS
-from sma_pilot.judge.scene import EVENT_RECALL, Scene
+from sma_pilot.judge.scene import Scene
 from sma_pilot.plan import Plan
 
 FORMAT: Final = "sma.provability"
