@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sma_pilot.decision.record import Decision
+from sma_pilot.judge.discordance import mcnemar_p
 from sma_pilot.judge.measurements import (
     ARMS,
     BASELINE,
@@ -111,10 +112,12 @@ def _events(evidence: Evidence) -> dict[str, Any]:
                 "caught": ["✓ caught" if own[event] else "✕ missed" for own in caught.values()],
             }
         )
+    p_value = mcnemar_p(counts[1], counts[2])
     shown = "all" if events.count <= _MOST_EVENTS else f"{len(table)} of {events.count}"
     return {
         "summary": f"Of {events.count} labelled events both arms caught {counts[0]}, the "
-        f"incumbent alone {counts[1]}, the candidate alone {counts[2]}, neither {counts[3]}.",
+        f"incumbent alone {counts[1]}, the candidate alone {counts[2]}, neither {counts[3]}. "
+        f"Exact McNemar test of the differing ones: p = {p_value:.3g}.",
         "caption": f"Events of the judged rows ({shown}); those on which incumbent and candidate "
         "differ come first.",
         "arms": list(caught),

@@ -41,6 +41,8 @@ _LABELS = {
     "quality/events_left_out": "Events nobody could have caught",
     "quality/right_to_wrong": "Events that only the incumbent caught",
     "quality/wrong_to_right": "Events that only the candidate caught",
+    "quality/discordance": "Share of events on which the arms differ",
+    "quality/mcnemar_p": "Exact McNemar p-value of the differing events",
     "quality/blocks": "Independent stretches of time",
     "quality/block_length_s": "Length of such a stretch",
     "memory/fleet_ratio": "Memory ratio, all entities",
