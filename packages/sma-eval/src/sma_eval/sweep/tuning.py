@@ -123,6 +123,8 @@ def _train(config: dict[str, Any]) -> None:
     start = tune.get_checkpoint()
     if start is None and run["start"] is not None:
         start = tune.Checkpoint.from_directory(run["start"])
+    if run["work"] is not None:
+        Path(run["work"]).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="work-", dir=run["work"]) as work:
         folder = Path(work) / "trial"
         if start is not None:
