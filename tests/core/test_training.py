@@ -18,7 +18,7 @@ from sma_core.baselines import dense_twin
 from sma_core.checkpoint import load_checkpoint
 from sma_core.config import ArchitectureConfig, HeadConfig, InputConfig
 from sma_core.dataset import DatasetWriter, NumericChannel, PreparedDataset, WindowSampler
-from sma_core.errors import ConfigError, DatasetError, TrainingError
+from sma_core.errors import ConfigError, DatasetError, DivergenceError, TrainingError
 from sma_core.objectives import activation_rates
 from sma_core.parallel import Stopped
 from sma_core.training import (
@@ -340,7 +340,7 @@ def test_a_data_set_without_validation_rows_is_refused(tmp_path: Path) -> None:
 
 def test_a_fit_that_diverges_ends_in_one_clear_error(tmp_path: Path) -> None:
     training = replace(SHORT, learning_rate=1e38, warmup_steps=0)
-    with pytest.raises(TrainingError, match=r"step \d+: the gradient is not finite .*lower"):
+    with pytest.raises(DivergenceError, match=r"step \d+: the gradient is not finite .*lower"):
         fit(small_sma(), sine_dataset(tmp_path / "data"), training, tmp_path / "m")
 
 

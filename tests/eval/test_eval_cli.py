@@ -50,13 +50,13 @@ def typed(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> StudyFolder:
-    """A study folder: one trial finished, one failed, one running, one that has not begun."""
+    """A study folder: one trial finished, one without memory, one running, one not begun."""
     path = tmp_path / "study"
     path.mkdir()
     made = StudyFolder.create(path, tiny_study(), tiny_trials(), path / "datasets" / "d", "abc")
     done, failed, running, _ = made.trials
     made.write_record(finished(done, 0.75))
-    made.write_record(TrialRecord(trial=failed, status="failed", reason="TrainingError: boom"))
+    made.write_record(TrialRecord(trial=failed, status="out_of_memory", reason="MemoryError: boom"))
     made.write_record(TrialRecord(trial=running, status="running", step=4))
     checkpoint = finished(done).checkpoint
     assert checkpoint is not None
@@ -175,21 +175,24 @@ def test_status_says_how_far_it_is(typed: Typed, folder: StudyFolder) -> None:
     done = typed("status", "study")
     assert done.code == 0
     assert done.out.splitlines() == [
-        "tiny: 4 trials: 1 finished, 1 failed, 1 running, 1 pending",
-        "  tempered_softmax @ 0.5 seed=0: failed: TrainingError: boom",
+        "tiny: 4 trials: 1 finished, 1 out of memory, 1 running, 1 pending",
+        "  tempered_softmax @ 0.5 seed=0: out of memory: MemoryError: boom",
         "  always seed=1: step 4 of 12",
         "no driver is at work; go on with: sma-eval resume study",
     ]
     document = json.loads(typed("status", "study", "--json").out)
     assert document["counts"] == {
         "finished": 1,
-        "failed": 1,
+        "failed": 0,
+        "diverged": 0,
+        "out_of_memory": 1,
+        "lost": 0,
         "stopped": 0,
         "running": 1,
         "pending": 1,
     }
     assert [trial["status"] for trial in document["trials"]] == [
-        *("finished", "failed", "running", "pending")
+        *("finished", "out_of_memory", "running", "pending")
     ]
 
 
@@ -264,5 +267,5 @@ def test_the_installed_command_runs() -> None:
     program = Path(sys.executable).with_name("sma-eval")
     done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
-    for name in ("run", "resume", "status", "report", "best"):
+    for name in ("run", "resume", "submit", "status", "report", "best"):
         assert name in done.stdout

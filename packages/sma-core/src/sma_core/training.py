@@ -21,7 +21,7 @@ import torch
 from sma_core.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from sma_core.config import ArchitectureConfig, config_to_dict
 from sma_core.dataset import PreparedDataset, WindowSampler
-from sma_core.errors import DatasetError, TrainingError
+from sma_core.errors import DatasetError, DivergenceError, TrainingError
 from sma_core.files import digest_of
 from sma_core.model import SequenceModel, build_model
 from sma_core.objectives import activation_rates, task_loss
@@ -136,7 +136,9 @@ def fit(
     ConfigError, DatasetError
         When the model and the data set do not fit each other.
     TrainingError
-        When the folder holds another model or its training, or the loss is not a number.
+        When the folder holds another model or its training.
+    DivergenceError
+        When a gradient or the validation loss is not finite.
     Stopped
         After `until`, or when several processes were asked to stop, by SIGINT or SIGTERM: the
         state is saved.
@@ -323,7 +325,7 @@ class _Run:
             parallel=self.parallel,
         )
         if not math.isfinite(metrics["loss"]):
-            raise TrainingError(
+            raise DivergenceError(
                 f"step {state.step}: the validation loss is not finite: lower "
                 "learning_rate, or look for extreme values in the data"
             )

@@ -179,7 +179,7 @@ def _row(
         arm=arm,
         nuisance=chosen[0].trial.choice if chosen else "",
         seeds=len(chosen),
-        failed=sum(record.status == "failed" for record in members),
+        failed=sum(record.failed for record in members),
         stopped=sum(record.status == "stopped" for record in members),
         unfinished=sum(record.status in ("pending", "running") for record in members),
         target_rate=members[0].trial.target_rate,

@@ -292,8 +292,8 @@ def _carry_out(
 
 def _restartable(record: TrialRecord, path: Path, retry_failed: bool) -> TrialRecord:
     """Forget a failure that is tried again, and a checkpoint that has gone: it starts afresh."""
-    if record.status == "failed" and retry_failed:
-        record = replace(record, status="running", reason=None, traceback=None)
+    if record.failed and retry_failed:
+        record = replace(record, status="pending", reason=None, traceback=None)
     if record.ended or record.checkpoint is None or (path / record.checkpoint).is_dir():
         return record
     return replace(record, checkpoint=None, step=0)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
 
+from sma_eval.failures import FAILURES, Failure
 from sma_eval.search import Choice
 from sma_eval.space import Trial
 
@@ -77,7 +78,8 @@ class TrialRecord:
         What it is.
     status
         ``pending`` before its first report; ``running`` also after its driver died; ``stopped``
-        when others were better, which is no failure, and leaves it without figures of its end.
+        when others were better, which is no failure; without a result it otherwise ends in one of
+        `FAILURES`.
     step
         Optimiser steps reported.
     curve
@@ -89,11 +91,11 @@ class TrialRecord:
     result
         Figures, once finished.
     reason, traceback
-        Why it failed or was stopped: one line, and where in the code when it threw.
+        Why it ended without a result: one line, and where in the code when it threw.
     """
 
     trial: Trial
-    status: Literal["pending", "running", "finished", "failed", "stopped"] = "pending"
+    status: Literal["pending", "running", "finished", "stopped"] | Failure = "pending"
     step: int = 0
     curve: tuple[tuple[int, float], ...] = ()
     moves: tuple[Move, ...] = ()
@@ -105,7 +107,12 @@ class TrialRecord:
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.status in ("finished", "failed", "stopped")
+        return self.status in ("finished", "stopped") or self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was to end with a result and did not."""
+        return self.status in FAILURES
 
     @property
     def training(self) -> dict[str, Any]:

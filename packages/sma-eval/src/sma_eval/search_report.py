@@ -125,7 +125,7 @@ def _effort(arm: str, members: Sequence[TrialRecord]) -> Effort:
         choices=sum(any(record.step for record in group) for group in choices.values()),
         whole=sum(all(r.status == "finished" for r in group) for group in choices.values()),
         stopped=count("stopped"),
-        failed=count("failed"),
+        failed=sum(record.failed for record in members),
         unfinished=count("pending", "running"),
         steps=sum(record.step for record in members),
     )

@@ -39,7 +39,7 @@ _COSTS = (
     *("flops_per_step", "dense_flops_per_step", "latency_seconds", "state_bytes"),
     *("parameters", "best_step", "seconds"),
 )
-_ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+_ENDS = {"finished": "FINISHED", "stopped": "KILLED"}
 _MAX_METRICS = 1000  # of one log_batch
 _MAX_PARAMS = 100
 
@@ -295,7 +295,7 @@ class Tracker:
 
     def _end(self, record: TrialRecord) -> None:
         run = self._client.get_run(self._run(record.trial).info.run_id)
-        status = _ENDS[record.status]
+        status = _ENDS.get(record.status, "FAILED")
         note = record.reason or ""
         if run.info.status == status and run.data.tags.get(_NOTE, "") == note:
             return

@@ -1,4 +1,4 @@
-"""Run trials on Ray Tune. The only folder that imports ray.
+"""Run trials on Ray Tune. Apart from this folder only `submission` imports ray.
 
 Ray places trials, moves checkpoints to the study folder and starts a trial again from its latest
 one when its process or machine dies. What is finished is for the study folder's records to say:

@@ -1,7 +1,6 @@
 """Ray itself: one of our own on this machine, or a cluster that stands."""
 
 import logging
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import ray
 
 from sma_eval.errors import StudyError
+from sma_eval.reach import require_answer
 from sma_eval.resources import Resources
 
 LOCAL = "local"
-_CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -47,11 +46,7 @@ def _join(address: str) -> None:
         )
     host, colon, port = address.rpartition(":")
     if colon:
-        # Ray itself tries for minutes.
-        try:
-            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        except (OSError, ValueError, OverflowError) as error:
-            raise StudyError(f"--address {address}: nothing answers there: {error}") from error
+        require_answer(address, host, port)
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)

@@ -13,6 +13,7 @@ from typing import Any
 from ray import tune
 from ray.exceptions import RayActorError
 
+from sma_eval.failures import failure_of, failure_of_death
 from sma_eval.records import Observer, Report, TrialRecord, TrialResult
 from sma_eval.resources import Resources
 from sma_eval.rounds import Round
@@ -146,8 +147,12 @@ def _train(config: dict[str, Any]) -> None:
         except RayActorError:  # a process of the trial died: Ray starts it again
             raise
         except Exception as error:  # whatever a trial throws ends this trial and no other
-            reason = f"{type(error).__name__}: {error}"
-            tune.report({"failure": {"reason": reason, "traceback": traceback.format_exc()}})
+            failure = {
+                "status": failure_of(error),
+                "reason": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+            }
+            tune.report({"failure": failure})
             return
         if result is not None:
             tune.report(
@@ -179,7 +184,7 @@ class _Relay(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if "failure" in result:
-            self._change(trial, status="failed", **result["failure"])
+            self._change(trial, **result["failure"])
         elif "report" in result:
             report = Report(**result["report"])
             record = self._records[_trial_id(trial)]
@@ -210,8 +215,11 @@ class _Relay(tune.Callback):
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = f"its process or machine died {trial.num_failures} times"
-        self._change(trial, status="failed", reason=reason, traceback=trial.get_error())
+        told = trial.get_error() or ""
+        status = failure_of_death(told)
+        what = "used up memory and was killed" if status == "out_of_memory" else "or machine died"
+        reason = f"its process {what}, {trial.num_failures} times"
+        self._change(trial, status=status, reason=reason, traceback=told)
 
     def _change(self, trial: Any, report: Report | None = None, **changes: Any) -> None:
         trial_id = _trial_id(trial)

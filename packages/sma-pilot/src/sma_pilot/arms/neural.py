@@ -18,17 +18,19 @@ from sma_core.errors import ConfigError
 from sma_core.threads import compute_threads
 from sma_core.training import TrainingConfig, check_fit, fit
 from sma_core.training_state import Progress
-from sma_pilot.arms.neural_scorer import AlarmScorer, ForecastScorer
+from sma_pilot.arms.neural_scorer import ClassScorer, ForecastScorer
+from sma_pilot.arms.surprise_scorer import SurpriseScorer
 from sma_pilot.errors import PlanError
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
+from sma_pilot.targets import class_scores
 
 
 def head_of(plan: Plan, card: DatasetCard) -> dict[str, Any]:
     """Return the head that the plan's task asks for, in plain form."""
     if plan.task.kind == "forecast_anomaly":
         return {"kind": "forecast", "outputs": len(card.numeric)}
-    return {"kind": "step_classification", "outputs": 2}
+    return {"kind": "step_classification", "outputs": len(card.classes)}
 
 
 def inputs_of(card: DatasetCard) -> dict[str, Any]:
@@ -92,12 +94,14 @@ class NeuralArm:
             )
         on_progress(stage, training.max_steps, training.max_steps)  # however early it stopped
 
-    def open(self, folder: Path) -> ForecastScorer | AlarmScorer:
+    def open(self, folder: Path) -> ForecastScorer | ClassScorer | SurpriseScorer:
         """See `Arm.open`."""
         model = load_checkpoint(folder, device=self._plan.replay.device).model.eval()
         if self._plan.task.kind == "forecast_anomaly":
             return ForecastScorer(model, self._plan.task.smoothing)
-        return AlarmScorer(model)
+        if self._plan.task.by_session:
+            return SurpriseScorer(model)
+        return ClassScorer(model, class_scores(self._plan.task))
 
     @abstractmethod
     def _config(self, card: DatasetCard) -> Any:

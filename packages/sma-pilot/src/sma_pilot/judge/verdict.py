@@ -10,8 +10,10 @@ from sma_pilot.judge.footprint_gate import (
     inform_throughput,
     judge_memory,
 )
+from sma_pilot.judge.guard import inform_guard
 from sma_pilot.judge.latency import MEDIAN, ArmLatency, measure_latency
 from sma_pilot.judge.latency_gate import judge_latency
+from sma_pilot.judge.load import inform_energy, inform_harness, inform_load
 from sma_pilot.judge.measurements import (
     BASELINE,
     CANDIDATE,
@@ -56,8 +58,12 @@ def judge(measurements: Measurements, plan: Plan) -> Result:
     noise = judge_latency(latency, plan, findings)
     judge_memory(measurements, plan, findings)
     inform_throughput(measurements, plan, findings)
+    inform_load(measurements, plan, findings)
+    inform_harness(measurements, plan, latency, findings)
+    inform_energy(measurements, plan, findings)
     inform_cost(measurements, latency, plan, findings)
     inform_routing(measurements, findings)
+    inform_guard(measurements, latency, plan, findings)
     inform_score_difference(measurements, plan, findings)
     noise["score_rows_different"] = _same_scores_twice(judged, findings)
     _remark_baseline(measurements, quality, latency, plan, findings)

@@ -15,7 +15,7 @@ from sma_pilot.judge.measurements import (
     JUDGED,
     VALIDATION,
 )
-from sma_pilot.judge.scene import EVENT_RECALL
+from sma_pilot.judge.metrics import EVENT_RECALL
 from sma_pilot.replay.card import ReplayCard
 from sma_pilot.report.evidence import Evidence
 from sma_pilot.report.svg import printable
@@ -31,6 +31,7 @@ from sma_pilot.report.words import (
 )
 
 _MOST_EVENTS = 15
+_NO_LOAD = "Latency under load: events were sent one at a time, none waited for another."
 
 
 def page_content(evidence: Evidence) -> dict[str, Any]:
@@ -159,8 +160,7 @@ def _not_measured(evidence: Evidence) -> list[str]:
     last = _moment(evidence.dataset.card.splits[JUDGED].last_time_ns)
     return [
         *lines,
-        "Energy: no counter was read.",
-        "Latency under load: events were sent one at a time, none waited for another.",
+        *([] if "server" in evidence.plan.replay.scenarios else [_NO_LOAD]),
         "The way to the model: transport, parsing and storage are outside of every service time.",
         f"Anything after {last} UTC: a machine, a product or a sensor that changed since is not in "
         "these rows.",

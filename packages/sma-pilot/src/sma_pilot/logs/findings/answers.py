@@ -52,7 +52,7 @@ def labels(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
             f"{share_of(judged.event_rows, judged.labelled)} of the labelled judged rows are event "
             f"rows: does {plan.log.label!r} mean the reverse?",
         )
-    if plan.task.kind == "alarm":
+    if plan.task.horizon is not None:
         for number in (TRAIN, VALIDATION):
             if facts.announced[number] == 0:
                 yield Finding(
