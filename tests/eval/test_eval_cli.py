@@ -187,12 +187,42 @@ def test_status_says_how_far_it_is(typed: Typed, folder: StudyFolder) -> None:
         "diverged": 0,
         "out_of_memory": 1,
         "lost": 0,
+        "stopped": 0,
         "running": 1,
         "pending": 1,
     }
     assert [trial["status"] for trial in document["trials"]] == [
         *("finished", "out_of_memory", "running", "pending")
     ]
+
+
+def test_status_counts_stopped_trials_and_those_yet_to_be_asked_for(
+    typed: Typed, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    search = '[search]\nkind = "optuna"\nsamples = 3\nbatch = 1'
+    changes = {
+        "mode": f'mode = "max"\n\n[nuisance]\nlearning_rate = [1e-3, 1e-2, 1e-1]\n\n{search}'
+    }
+    path = tmp_path / "searched"
+    path.mkdir()
+    trials = tiny_trials(**changes)
+    made = StudyFolder.create(path, tiny_study(**changes), trials, path / "datasets" / "d", "abc")
+    made.write_record(TrialRecord(trial=trials[0], status="stopped", step=4, reason="others led"))
+    for trial in trials[1:]:
+        made.write_record(finished(trial))
+    done = typed("status", "searched")
+    assert done.out.splitlines() == [
+        "tiny: 12 trials: 3 finished, 1 stopped, 8 pending",
+        "no driver is at work; go on with: sma-eval resume searched",
+    ]
+    document = json.loads(typed("report", "searched", "--json").out)
+    assert document["arms"][0]["stopped"] == 1
+    assert document["efforts"][0]["stopped"] == 1
+    assert "1 trials were stopped early" in typed("report", "searched").out
+    Path("study.toml").write_text(study_text(**changes))
+    head = typed("run", "study.toml", "--dry-run").out.splitlines()[0]
+    assert head.endswith("12 trials (the first 4 are known, Optuna asks for the others)")
 
 
 def test_report_prints_the_table_or_its_document(typed: Typed, folder: StudyFolder) -> None:

@@ -15,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tests.eval.studies import MLFLOW_WARNING, study_text, tiny_study
+from tests.tolerances import TOLERANCES
 
 from sma_core.checkpoint import load_checkpoint
 from sma_core.dataset import PreparedDataset
@@ -31,8 +33,10 @@ from sma_eval.experiment import Outcome
 from sma_eval.failures import FAILURES
 from sma_eval.folder import DATASETS
 from sma_eval.records import Report, TrialRecord
-from sma_eval.study import Resources, Study, parse_study
-from sma_eval.sweep import connected
+from sma_eval.resources import Resources
+from sma_eval.rounds import Round
+from sma_eval.study import Study, parse_study
+from sma_eval.sweep import connected, tuning
 from sma_eval.tracking import STUDY_TAG
 from sma_eval.trial import run_trial
 
@@ -207,6 +211,7 @@ def test_a_trial_on_ray_is_the_trial_without_ray(done: Outcome, tmp_path: Path) 
         report=lambda report, folder: reports.append((report, folder)),
     )
     assert record.result is not None
+    assert alone is not None
     assert alone.test == record.result.test
     assert alone.activation == record.result.activation
     assert [(report.step, folder is not None) for report, folder in reports] == [
@@ -247,7 +252,7 @@ def test_a_node_that_dies_changes_no_figure(
 ) -> None:
     workers: dict[str, int] = {}
 
-    class Watched(sweep._Relay):
+    class Watched(tuning._Relay):
         def on_trial_result(self, *event: Any, **info: Any) -> None:
             workers[info["trial"].config["run"]["trial"]["id"]] = info["result"]["pid"]
             super().on_trial_result(*event, **info)
@@ -259,7 +264,7 @@ def test_a_node_that_dies_changes_no_figure(
             lost.append(record)
             lose_node(workers[record.trial.id])
 
-    monkeypatch.setattr(sweep, "_Relay", Watched)
+    monkeypatch.setattr(tuning, "_Relay", Watched)
     text = study_text(**{**STUDY, "max_concurrent": "max_concurrent = 2"})
     log = Log(lose)
     disturbed = run(parse_study(text, "study.toml"), tmp_path / "study", log, store=store)
@@ -276,6 +281,55 @@ def test_a_node_that_dies_changes_no_figure(
         "child FINISHED": 2,
         "child FAILED": 6,
     }
+
+
+def test_two_processes_train_a_trial_as_one_does(tmp_path: Path, store: str) -> None:
+    study = tiny_study(seeds="seeds = [0]", max_concurrent="processes = 2\nmax_concurrent = 1")
+    together = run(study, tmp_path / "together", store=store)
+    assert together.count("finished") == 2
+    for record in together.records:
+        alone = run_trial(
+            record.trial,
+            together.folder.dataset_path,
+            tmp_path / record.trial.id,
+            test_split="test",
+            provenance={},
+            report=lambda report, folder: None,
+        )
+        assert alone is not None
+        assert record.result is not None
+        assert record.step == 12
+        near = TOLERANCES["float32"].relative
+        assert record.result.validation == pytest.approx(alone.validation, rel=near)
+        assert record.result.test == pytest.approx(alone.test, rel=near)
+        assert np.array(record.result.activation) == pytest.approx(
+            np.array(alone.activation), rel=near
+        )
+    # What they met in is gone.
+    assert not list((tmp_path / "together" / "ray").rglob("work-*"))
+
+
+def test_a_trial_that_ray_stops_is_stopped(tmp_path: Path, store: str) -> None:
+    text = study_text(
+        metric='metric = "loss"',
+        mode='mode = "min"\n\n[nuisance]\nlearning_rate = [3e-3, 1e-9, 3e-2]\n\n'
+        '[scheduler]\nkind = "asha"\ngrace = 4\nreduction = 2',
+        max_concurrent="max_concurrent = 1",
+    )
+    study = parse_study(text.replace('    { kind = "always" },\n', ""), "study.toml")
+    done = run(study, tmp_path / "study", store=store)
+    assert done.complete
+    assert [(r.trial.seed, r.status, r.step) for r in done.records] == [
+        (0, "finished", 12),
+        (0, "stopped", 4),
+        (0, "stopped", 4),
+        (1, "finished", 12),
+        (1, "stopped", 0),
+        (1, "stopped", 0),
+    ]
+    assert [step for step, _ in done.records[0].curve] == [4, 8, 12]
+    assert done.records[1].reason == "stopped by ASHA at step 4: others of its arm were better"
+    assert statuses(done, store) == {"parent FINISHED": 1, "child FINISHED": 2, "child KILLED": 2}
 
 
 # The command line as typed, in a process of its own that dies by SIGKILL as soon as the trial has
@@ -370,8 +424,10 @@ def test_a_failed_trial_that_finishes_at_last_has_no_reason_left(
     shutil.copytree(done.folder.path, study)
     good = finished(done)[0]
 
-    def mended(records: Sequence[TrialRecord], *, observers: Sequence[Any], **rest: Any) -> None:
-        for record in records:
+    def mended(
+        study: Study, now: Round, *records: Any, observers: Sequence[Any], **rest: Any
+    ) -> None:
+        for record in now.todo:
             for observer in observers:
                 observer.update(replace(record, status="finished", result=good.result), None)
 

@@ -21,6 +21,7 @@ from sma_eval.experiment import Outcome
 from sma_eval.failures import FAILURES
 from sma_eval.folder import STUDY_FILE, in_use
 from sma_eval.report import arms_frame, trials_frame
+from sma_eval.search_report import efforts
 from sma_eval.space import Trial
 from sma_eval.study import Study, load_study
 from sma_eval.tasks import Prepared
@@ -100,10 +101,10 @@ def run(
         return
     folder = out or Path("runs") / plan.name
     before = Outcome.read(folder) if (folder / STUDY_FILE).exists() else None
-    _say(f"study {plan.name} {plan.digest[:12]}: {len(trials)} trials, folder {folder}")
+    _say(f"{_headline(plan, trials)}, folder {folder}")
     for trial in trials:
         _say(f"  {trial.id}  {trial.label}")
-    ended = before.count("finished", *FAILURES) if before else 0
+    ended = before.count("finished", "stopped", *FAILURES) if before else 0
     outcome = experiment.run(
         plan,
         data=data,
@@ -111,7 +112,7 @@ def run(
         cache=cache,
         address=address,
         tracking_uri=tracking_uri,
-        observers=[ConsoleProgress(plan, len(trials), ended)],
+        observers=[ConsoleProgress(plan, plan.trials, ended)],
     )
     _finish(outcome, as_json)
 
@@ -131,13 +132,14 @@ def resume(
     Example: `sma-eval resume runs/smoke`
     """
     before = Outcome.read(study_dir)
-    ended = before.count("finished", *(() if retry_failed else FAILURES))
-    _say(f"study {before.folder.study.name}: {ended} of {len(before.records)} trials have ended")
+    study = before.folder.study
+    ended = before.count("finished", "stopped", *(() if retry_failed else FAILURES))
+    _say(f"study {study.name}: {ended} of {study.trials} trials have ended")
     outcome = experiment.resume(
         study_dir,
         address=address,
         tracking_uri=tracking_uri,
-        observers=[ConsoleProgress(before.folder.study, len(before.records), ended)],
+        observers=[ConsoleProgress(study, study.trials, ended)],
         retry_failed=retry_failed,
     )
     _finish(outcome, as_json)
@@ -220,7 +222,8 @@ def status(study_dir: StudyDir, as_json: AsJson = False) -> None:
         return
     counts = _summary(outcome)["counts"]
     parts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n)
-    typer.echo(f"{outcome.folder.study.name}: {len(outcome.records)} trials: {parts}")
+    study = outcome.folder.study
+    typer.echo(f"{study.name}: {study.trials} trials: {parts}")
     for record in outcome.records:
         if record.status == "running":
             budget = record.trial.training["max_steps"]
@@ -298,6 +301,7 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
         _print_json(
             {
                 **_summary(outcome),
+                "efforts": [asdict(effort) for effort in efforts(outcome.records)],
                 "arms": arms_frame(outcome.rows).to_dicts(),
                 "findings": asdict(outcome.findings),
                 "conclusion": outcome.conclusion,
@@ -313,25 +317,33 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "study": study.name,
         "digest": study.digest,
         "folder": str(outcome.folder.path),
-        "objective": study.objective.model_dump(),
+        "objective": study.objective.model_dump(exclude_defaults=True),
         "counts": {
-            name: outcome.count(name) for name in ("finished", *FAILURES, "running", "pending")
+            **{name: outcome.count(name) for name in ("finished", *FAILURES, "stopped", "running")},
+            "pending": outcome.count("pending") + outcome.unknown,
         },
     }
 
 
 def _print_trials(study: Study, trials: tuple[Trial, ...], as_json: bool) -> None:
-    cost = estimate_cost(trials, study.resources)
+    cost = estimate_cost(study, trials)
     if as_json:
         content = [{"label": trial.label, **trial.to_dict()} for trial in trials]
         _print_json(
             {"study": study.name, "digest": study.digest, "cost": asdict(cost), "trials": content}
         )
         return
-    typer.echo(f"study {study.name} {study.digest[:12]}: {len(trials)} trials")
+    typer.echo(_headline(study, trials))
     for trial in trials:
         typer.echo(f"  {trial.id}  {trial.label}")
     typer.echo(str(cost))
+
+
+def _headline(study: Study, trials: tuple[Trial, ...]) -> str:
+    head = f"study {study.name} {study.digest[:12]}: {study.trials} trials"
+    if len(trials) < study.trials:
+        head += f" (the first {len(trials)} are known, Optuna asks for the others)"
+    return head
 
 
 def _print_json(content: dict[str, Any]) -> None:

@@ -47,6 +47,8 @@ class ConsoleProgress:
 
     def _verdict(self, record: TrialRecord) -> str:
         result = record.result
+        if record.status == "stopped":
+            return escape(record.reason or "stopped")
         if result is None:
             how = record.status.replace("_", " ")
             return f"[red]{how}[/red]: {escape(record.reason or 'no reason known')}"

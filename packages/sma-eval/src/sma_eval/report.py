@@ -39,7 +39,7 @@ _TRIAL_SCHEMA = {
     "reason": pl.String,
 }
 _WIDE_TABLE_ONLY = ("seeds", "target", "flops/step", "us/step", "state", "steps", "best at")
-_COUNTS = ("seeds", "failed", "unfinished")
+_COUNTS = ("seeds", "failed", "stopped", "unfinished")
 _ESTIMATES = ("objective", "difference")
 
 
@@ -157,6 +157,8 @@ def _cells(rows: Sequence[ArmSummary], study: Study) -> list[list[str]]:
     }
     if any(row.failed for row in rows):
         columns["failed"] = lambda row: str(row.failed)
+    if any(row.stopped for row in rows):
+        columns["stopped"] = lambda row: str(row.stopped)
     if any(row.unfinished for row in rows):
         columns["unfinished"] = lambda row: str(row.unfinished)
     return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]

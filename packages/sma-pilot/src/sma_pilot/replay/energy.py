@@ -66,10 +66,10 @@ class EnergyMeter:
 def _open_nvml() -> Any:
     try:
         import pynvml  # pyright: ignore[reportMissingImports]
-
-        pynvml.nvmlInit()
     except ImportError:
         return None
+    try:
+        pynvml.nvmlInit()
     except pynvml.NVMLError:  # no driver
         return None
     return pynvml
