@@ -14,7 +14,7 @@ from sma_core.errors import ConfigError, DivergenceError, TrainingError
 from sma_eval.analysis import summarize
 from sma_eval.failures import FAILURES, failure_of, failure_of_death
 from sma_eval.records import Report, TrialRecord
-from sma_eval.sweep import _Relay
+from sma_eval.sweep.tuning import _Relay
 
 # What Ray 2.60 says of a worker that its memory monitor killed, and of one that somebody killed.
 MEMORY_MONITOR = (
@@ -77,7 +77,8 @@ def test_a_trial_whose_process_died_too_often_is_recorded(tmp_path: Path) -> Non
             seen.append(record)
 
     trial = tiny_trials()[0]
-    relay = _Relay([TrialRecord(trial=trial, status="running", step=8)], tmp_path, [Seen()])
+    running = TrialRecord(trial=trial, status="running", step=8)
+    relay = _Relay([running], tmp_path, [Seen()], None)
     died: Any = SimpleNamespace(
         config={"run": {"trial": trial.to_dict()}},
         num_failures=3,
