@@ -1,6 +1,7 @@
 """Several Ray nodes on one machine, any of which may be killed; for tests and experiments."""
 
 import logging
+import os
 from typing import Any
 
 # First: it sets what Ray reads when it is imported.
@@ -10,6 +11,9 @@ import sma_eval.sweep  # noqa: F401
 import psutil
 import ray
 from ray.cluster_utils import Cluster
+
+# Ray's workers step back for every other process; here somebody waits for them.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray spells it so)
 
 _NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 

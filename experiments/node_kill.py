@@ -40,6 +40,7 @@ max_steps = {steps}
 batch_size = 32
 evaluate_every = {report_every}
 evaluate_batches = 1
+patience = 1000000
 checkpoint_every = {checkpoint_every}
 [scientific]
 pool = [[{{ kind = "gated_attention", query_width = 16, value_width = 32, window = 32 }}]]

@@ -1,6 +1,5 @@
 """One Ray for all tests of the laboratory: starting one takes longer than most of them."""
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +12,6 @@ from experiments.local_cluster import LocalCluster
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """Start a Ray of a head and two nodes with a processor each, joined by this process."""
-    # Ray's workers step back for every other process; the test waits for them.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray spells it so)
     cluster = LocalCluster(nodes=2)
     yield cluster
     cluster.close()

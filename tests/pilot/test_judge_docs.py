@@ -47,6 +47,8 @@ def test_every_kpi_is_documented_and_every_documented_kpi_exists():
     documented = re.findall(rf"^\| `((?:{groups})/[^`]+)`", DOCUMENT, re.MULTILINE)
     choices = {
         "arm": "(incumbent|candidate|baseline)",
+        "basis": "(usage|capacity)",
+        "case": "(conservative|base|optimistic)",
         "metric": f"({'|'.join(METRICS)})",
         "percentile": r"\d+",
         "scenario": "(offline|single_stream)",

@@ -1,5 +1,8 @@
 """The guarded leg: every row passes the guard, fallbacks have a name and a time, and a price."""
 
+from collections.abc import Callable
+from typing import Any
+
 import polars as pl
 import pytest
 from tests.pilot.replay_cases import (
@@ -15,6 +18,7 @@ from tests.pilot.replay_cases import (
 )
 
 from sma_core.dataset import PreparedDataset
+from sma_pilot.judge.result import Result
 from sma_pilot.judge.verdict import judge
 from sma_pilot.plan import Plan
 from sma_pilot.replay.card import ReplayCard
@@ -58,7 +62,13 @@ def guarded_plan(**guard) -> Plan:
     )
 
 
-def go(tmp_path, dataset, plan: Plan, candidate=SumScorer) -> ReplayCard:
+def value_of(result: Result, name: str) -> float:
+    value = result.kpi(name).value
+    assert value is not None
+    return value
+
+
+def go(tmp_path, dataset, plan: Plan, candidate: Callable[..., Any] = SumScorer) -> ReplayCard:
     clock = FakeClock()
     arms = {
         "incumbent": FakeArm("incumbent", lambda: PlainScorer(clock)),
@@ -98,10 +108,11 @@ def test_late_scores_are_met_in_the_stream_and_priced(tmp_path, dataset):
     result = judge(load_measurements(tmp_path / "replay"), plan)
     assert result.kpi("guard/latency_fallbacks").value == events.height
     assert result.kpi("guard/fallback_row_share").value == 0.0
-    cost = result.kpi("guard/fallback_cost_per_year").value
-    tally = load_measurements(tmp_path / "replay").guard.stream
-    share = tally.fallback_rows["latency"] / tally.rows
-    mean = result.kpi("latency/incumbent_mean_ms").value / 1e3
+    cost = value_of(result, "guard/fallback_cost_per_year")
+    record = load_measurements(tmp_path / "replay").guard
+    assert record is not None
+    share = record.stream.fallback_rows["latency"] / record.stream.rows
+    mean = value_of(result, "latency/incumbent_mean_ms") / 1e3
     assert cost == pytest.approx(share * mean * 1000)
     assert cost > 0
 
@@ -134,7 +145,7 @@ def test_what_lies_in_the_rows_is_met_named_and_told(tmp_path, dataset):
     said = next(r for r in result.reasons if r.kpi == "guard/fallback_row_share")
     assert "entity 'machine 0' at 2023-" in said.text
     assert "the model raised RuntimeError: a mood </script>" in said.text
-    cost = result.kpi("guard/fallback_cost_per_year").value
+    cost = value_of(result, "guard/fallback_cost_per_year")
     assert cost >= tally["looks"] / tally["rows"] * 50.0 * 1000
 
 
@@ -144,8 +155,8 @@ def test_limits_that_do_not_fit_the_plant_are_told(tmp_path, dataset):
     result = judge(load_measurements(tmp_path / "replay"), plan)
     texts = [reason.text for reason in result.reasons]
     assert any("its limits do not fit this plant" in text for text in texts)
-    assert result.kpi("guard/drift_fallbacks").value > 0
-    assert 0.05 < result.kpi("guard/validation_fallback_row_share").value <= 1.0
+    assert value_of(result, "guard/drift_fallbacks") > 0
+    assert 0.05 < value_of(result, "guard/validation_fallback_row_share") <= 1.0
 
 
 def test_a_replay_without_a_guarded_leg_measures_nothing_of_it(tmp_path, dataset):

@@ -1,6 +1,5 @@
 """Task `session_anomaly`: from event ids to sessions learned, scored and judged."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -237,19 +236,3 @@ def test_events_out_of_order_are_found_in_a_made_log(tmp_path):
         assert precision > 0.9
     unit = next(k.unit for k in result.kpis if k.name == "quality/false_alarm_difference")
     assert unit == "per day"
-
-
-def test_hdfs_sessions(tmp_path):
-    data = os.environ.get("SMA_DATA")
-    path = Path(data or "") / "hdfs" / "sessions_train.parquet"
-    if not data or not path.exists():
-        pytest.skip("set SMA_DATA to a folder that holds hdfs/ to run this")
-    frame = pl.read_parquet(path).sample(500, seed=1, shuffle=True)
-    sequences = [text.split() for text in frame["Sequence"]]
-    write_sessions(tmp_path, sequences, frame["label"].to_list())
-    result = go_through(make_plan(), tmp_path)
-    values = {kpi.name: kpi.value for kpi in result.kpis}
-    # Half of the sessions are anomalies, so a random score has a precision of one half.
-    precision = values["quality/candidate_average_precision"]
-    assert precision is not None
-    assert precision > 0.8

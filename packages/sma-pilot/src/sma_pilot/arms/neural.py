@@ -59,7 +59,7 @@ class NeuralArm:
 
     def check(self, dataset: PreparedDataset) -> None:
         """See `Arm.check`."""
-        config = self._config(dataset.card)
+        config = self.config(dataset.card)
         if not config.causal:
             raise PlanError(
                 f"arms.{self.role}.model.bidirectional: a replay gives rows as they came, and "
@@ -84,7 +84,7 @@ class NeuralArm:
         # steps of such models lose more by waiting for each other than they gain.
         with compute_threads(self._plan.replay.threads):
             fit(
-                self._config(dataset.card),
+                self.config(dataset.card),
                 dataset,
                 training,
                 folder,
@@ -104,8 +104,14 @@ class NeuralArm:
         return ClassScorer(model, class_scores(self._plan.task))
 
     @abstractmethod
-    def _config(self, card: DatasetCard) -> Any:
-        """Return the model's configuration."""
+    def config(self, card: DatasetCard) -> Any:
+        """Return the architecture that the plan asks for on a data set of that card.
+
+        Raises
+        ------
+        PlanError
+            When a field of the arm's `model` table is wrong.
+        """
 
     def _training(self) -> TrainingConfig:
         return self._training_from(self._arm.training, self.role)
@@ -146,14 +152,16 @@ class NeuralArm:
 class SMAArm(NeuralArm):
     """Kind ``sma``: a model with Sparse Modular Activation."""
 
-    def _config(self, card: DatasetCard) -> ArchitectureConfig:
+    def config(self, card: DatasetCard) -> ArchitectureConfig:
+        """See `NeuralArm.config`."""
         return self._model_from("sma", self._arm.model, self.role, card)
 
 
 class TransformerArm(NeuralArm):
     """Kind ``transformer``: a causal Transformer with a window."""
 
-    def _config(self, card: DatasetCard) -> ArchitectureConfig:
+    def config(self, card: DatasetCard) -> ArchitectureConfig:
+        """See `NeuralArm.config`."""
         return self._model_from("transformer", self._arm.model, self.role, card)
 
 
@@ -164,7 +172,8 @@ class DenseTwinArm(NeuralArm):
     a `training` table of its own takes the place of the candidate's.
     """
 
-    def _config(self, card: DatasetCard) -> ModelConfig:
+    def config(self, card: DatasetCard) -> ModelConfig:
+        """See `NeuralArm.config`."""
         candidate = self._plan.arms.candidate
         return dense_twin(self._model_from("sma", candidate.model, "candidate", card))
 
@@ -205,6 +214,10 @@ class CheckpointArm(NeuralArm):
                 "nothing tells that its channels are these; save it with its data set card"
             )
         _require_same_channels(DatasetCard.from_dict(made_for), card, where)
+
+    def config(self, card: DatasetCard) -> ArchitectureConfig:
+        """Return the checkpoint's architecture, whatever the data set."""
+        return load_checkpoint(self._source).config
 
     def fit(self, dataset: PreparedDataset, folder: Path, on_progress: OnProgress) -> None:
         """Check the checkpoint and copy it."""

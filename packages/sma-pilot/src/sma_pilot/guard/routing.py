@@ -21,13 +21,12 @@ def confidence(decisions: Decisions) -> NDArray[np.float32] | None:
     decisions : tuple of RoutingDecision
         Of one sequence, each [1, T, M].
     """
-    sure = []
-    for decision in decisions:
-        if decision.probability is None:
-            return None
-        running = decision.probability[0].float()
-        sure.append(torch.where(decision.active[0], running, 1 - running))
-    return torch.cat(sure, -1).mean(-1).cpu().numpy() if sure else None
+    probabilities = [d.probability[0] for d in decisions if d.probability is not None]
+    if not decisions or len(probabilities) < len(decisions):
+        return None
+    running = torch.cat(probabilities, -1).float()
+    active = torch.cat([decision.active[0] for decision in decisions], -1)
+    return torch.where(active, running, 1 - running).mean(-1).cpu().numpy()
 
 
 def runs(decisions: Decisions) -> tuple[NDArray[np.int64], int] | None:

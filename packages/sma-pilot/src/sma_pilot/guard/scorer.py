@@ -80,6 +80,8 @@ class GuardedScorer:
         self._plan = plan
         self._reference = reference if plan.drift_limit is not None else None
         self._clock = clock
+        self._watches_confidence = plan.minimum_confidence is not None
+        self._watches_collapse = plan.never_active is not None or plan.always_active is not None
         self._fallbacks: list[Fallback] = []
         self.tally = Tally()
 
@@ -187,7 +189,8 @@ class GuardedScorer:
                 begin = self._clock()
             values, decisions = ask(self._candidate, part, lane.candidate)
             end = self._clock()
-            sure, ran = confidence(decisions), runs(decisions)
+            sure = confidence(decisions) if self._watches_confidence else None
+            ran = runs(decisions) if self._watches_collapse else None
         except Exception as error:
             self.tally.candidate_ns += self._clock() - begin
             if part.steps == 1:
@@ -208,7 +211,7 @@ class GuardedScorer:
         try:
             lane.activation.clear()
             lane.candidate, past = lane.recent.prime(self._candidate)
-            ran = None if past is None else runs(past.decisions)
+            ran = runs(past.decisions) if past is not None and self._watches_collapse else None
             if ran is not None:
                 for count in ran[0].tolist():
                     lane.activation.push(count, ran[1])

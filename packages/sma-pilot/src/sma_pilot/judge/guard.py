@@ -86,6 +86,14 @@ def inform_guard(
         _remark(record, findings)
 
 
+def fallbacks_per_million(record: GuardRecord | None) -> float | None:
+    """Return how many of a million events the fallback serves; None when no guard was replayed."""
+    share = None if record is None else _share(record.judged)
+    if record is None or share is None:
+        return None
+    return 1e6 * (share + _late_share(record))
+
+
 def _watched(plan: Plan) -> list[str]:
     """Return the reasons that the plan's guard can fall back for, in the order of docs/guard.md."""
     guard = plan.guard
@@ -106,6 +114,12 @@ def _share(tally: GuardTally) -> float | None:
     """Return the share of rows that the fallback served for what lies in the rows."""
     held = sum(rows for reason, rows in tally.fallback_rows.items() if reason != LATENCY)
     return held / tally.rows if tally.rows else None
+
+
+def _late_share(record: GuardRecord) -> float:
+    """Return the share of events of the stream that the fallback served for lateness."""
+    stream = record.stream
+    return stream.fallback_rows[LATENCY] / stream.rows if stream.rows else 0.0
 
 
 def _inform_cost(
@@ -145,7 +159,7 @@ def _seconds(record: GuardRecord, latency: Mapping[str, ArmLatency], plan: Plan)
     share = _share(record.judged)
     if share is None:
         return None
-    late = record.stream.fallback_rows[LATENCY] / record.stream.rows if record.stream.rows else 0.0
+    late = _late_share(record)
     served = 0.0
     if plan.guard is not None and plan.guard.fallback == INCUMBENT and share + late > 0:
         if INCUMBENT not in latency:

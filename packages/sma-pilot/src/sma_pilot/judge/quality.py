@@ -15,6 +15,7 @@ from sma_pilot.judge.statistics import (
     Statistic,
     bootstrap,
     count_bounds,
+    leave_out_stretches,
     metric_loss,
     percentile_bounds,
     recall_loss,
@@ -72,13 +73,13 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
     scene = Scene.of(judged, plan)
     arms = {arm: scene.score(arm, thresholds.get(arm)) for arm in COMPARED if arm in judged.scores}
     block = scene.block(arms, plan)
+    statistics = _statistics(arms, scene, plan)
     samples = (
-        bootstrap(
-            _statistics(arms, scene, plan), scene.bins, block, plan.quality.resamples, plan.seed
-        )
+        bootstrap(statistics, scene.bins, block, plan.quality.resamples, plan.seed)
         if scene.bins
         else {}
     )
+    left_out = leave_out_stretches(statistics, scene.bins)
     alpha = plan.quality.alpha
     arms = {arm: _with_intervals(quality, arm, samples, plan) for arm, quality in arms.items()}
     incumbent, candidate = arms[INCUMBENT], arms[CANDIDATE]
@@ -90,7 +91,7 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
 
     def compare(reference: str, challenger: str) -> Comparison:
         evidence = {"incidents": scene.incidents, "blocks": scene.bins // block, "alpha": alpha}
-        return _compare(reference, challenger, arms, samples, plan, **evidence)
+        return _compare(reference, challenger, arms, samples, left_out, plan, **evidence)
 
     return Quality(
         arms=arms,
@@ -180,6 +181,7 @@ def _compare(
     challenger: str,
     arms: Mapping[str, ArmQuality],
     samples: Mapping[str, NDArray[np.float64]],
+    left_out: Mapping[str, NDArray[np.float64]],
     plan: Plan,
     **evidence: Any,
 ) -> Comparison:
@@ -189,13 +191,16 @@ def _compare(
     for metric in bounded_metrics(plan):
         if metric not in one.values or metric not in other.values:
             continue
-        drawn = samples[f"{reference}/{metric}"] - samples[f"{challenger}/{metric}"]
         loss = loss_of(metric, one.values[metric], other.values[metric])
-        drawn *= loss_of(metric, 1.0, 0.0)
+        sign = loss_of(metric, 1.0, 0.0)
+        drawn, without = (
+            sign * (values[f"{reference}/{metric}"] - values[f"{challenger}/{metric}"])
+            for values in (samples, left_out)
+        )
         if one.caught is None or other.caught is None or metric != EVENT_RECALL:
-            losses[metric] = metric_loss(loss, drawn, **evidence)
+            losses[metric] = metric_loss(loss, drawn, without, **evidence)
             continue
         lost = int((one.caught & ~other.caught).sum())
         won = int((other.caught & ~one.caught).sum())
-        losses[metric] = recall_loss(one.caught, other.caught, drawn, **evidence)
+        losses[metric] = recall_loss(one.caught, other.caught, drawn, without, **evidence)
     return Comparison(losses=losses, lost_events=lost, won_events=won)

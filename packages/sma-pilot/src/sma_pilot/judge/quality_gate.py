@@ -1,6 +1,7 @@
 """Quality in words and KPIs: the gate on the headline's loss, and what a reader should know."""
 
 from sma_pilot.judge.alarms import LARGEST_ALARM_SHARE
+from sma_pilot.judge.discordance import mcnemar_p
 from sma_pilot.judge.events import DAY_NS, nanoseconds
 from sma_pilot.judge.findings import Findings, bound_text, confidence_text, status_of
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, JUDGED, AlignedSlice
@@ -201,6 +202,7 @@ def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
     for name, (value, note) in counts.items():
         unit = "blocks" if name == "blocks" else "incidents" if name == "incidents" else "events"
         findings.inform(Kpi(name=f"quality/{name}", value=value, unit=unit, note=note))
+    _discordance(quality, findings)
     findings.inform(
         Kpi(
             name="quality/block_length_s",
@@ -218,6 +220,33 @@ def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
                 "info",
             )
         )
+
+
+def _discordance(quality: Quality, findings: Findings) -> None:
+    """Inform of events on which the arms differ, and whether it goes both ways alike."""
+    lost, won = quality.candidate.lost_events, quality.candidate.won_events
+    share = p_value = None
+    if lost is not None and won is not None:
+        p_value = mcnemar_p(lost, won)
+        share = (lost + won) / quality.events
+    findings.inform(
+        Kpi(
+            name="quality/discordance",
+            value=share,
+            unit="",
+            direction="lower",
+            note="Share of events that one of incumbent and candidate caught and the other missed.",
+        )
+    )
+    findings.inform(
+        Kpi(
+            name="quality/mcnemar_p",
+            value=p_value,
+            unit="",
+            note="Exact, two-sided, events taken as independent: small when the differing events "
+            "do not go both ways alike. A large one is no proof that nothing is lost.",
+        )
+    )
 
 
 def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:

@@ -40,7 +40,7 @@ def load_measurements(folder: Path) -> Measurements:
     arms = [arm for arm in ARMS if arm in replayed]
     try:
         scores = {
-            slice_name: {arm: _scores(folder, arm, slice_name) for arm in arms}
+            slice_name: {arm: read_scores(folder, arm, slice_name) for arm in arms}
             for slice_name in SLICES
         }
         latency = {arm: _latency(folder, arm) for arm in arms}
@@ -122,7 +122,8 @@ def _parts(folder: Path, arm: str) -> pl.LazyFrame:
     return pl.scan_parquet(parts)
 
 
-def _scores(folder: Path, arm: str, slice_name: str) -> ArmScores:
+def read_scores(folder: Path, arm: str, slice_name: str) -> ArmScores:
+    """Read one arm's scores of one slice from a replay folder, finished or not."""
     frame = (
         _parts(folder / "scores", arm)
         .filter(pl.col("slice") == slice_name)

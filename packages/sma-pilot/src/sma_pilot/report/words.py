@@ -41,11 +41,17 @@ _LABELS = {
     "quality/events_left_out": "Events nobody could have caught",
     "quality/right_to_wrong": "Events that only the incumbent caught",
     "quality/wrong_to_right": "Events that only the candidate caught",
+    "quality/discordance": "Share of events on which the arms differ",
+    "quality/mcnemar_p": "Exact McNemar p-value of the differing events",
     "quality/blocks": "Independent stretches of time",
     "quality/block_length_s": "Length of such a stretch",
     "memory/fleet_ratio": "Memory ratio, all entities",
     "cost/offline_saving_per_year": "Saving a year, offline",
     "cost/single_stream_saving_per_year": "Saving a year, one event at a time",
+    "cost/setup": "Set-up, once",
+    "cost/running_per_year": "Running cost a year, beside machines",
+    "cost/fallbacks_per_million": "Fallbacks of a million events",
+    "cost/fallback_per_year": "Fallbacks, a year",
     "noise/score_rows_different": "Rows that the incumbent scored differently when run again",
 }
 _TOPICS = {
