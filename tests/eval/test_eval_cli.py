@@ -219,7 +219,7 @@ def test_status_counts_stopped_trials_and_those_yet_to_be_asked_for(
     document = json.loads(typed("report", "searched", "--json").out)
     assert document["arms"][0]["stopped"] == 1
     assert document["efforts"][0]["stopped"] == 1
-    assert "1 trials were stopped early" in typed("report", "searched").out
+    assert "others of the arm were better: 1 of the trials" in typed("report", "searched").out
     Path("study.toml").write_text(study_text(**changes))
     head = typed("run", "study.toml", "--dry-run").out.splitlines()[0]
     assert head.endswith("12 trials (the first 4 are known, Optuna asks for the others)")

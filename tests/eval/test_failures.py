@@ -14,7 +14,7 @@ from sma_core.errors import ConfigError, DivergenceError, TrainingError
 from sma_eval.analysis import summarize
 from sma_eval.failures import FAILURES, failure_of, failure_of_death
 from sma_eval.records import Report, TrialRecord
-from sma_eval.sweep import _Relay
+from sma_eval.sweep.tuning import _Relay
 
 # What Ray 2.60 says of a worker that its memory monitor killed, and of one that somebody killed.
 MEMORY_MONITOR = (

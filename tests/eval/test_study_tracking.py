@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -108,7 +109,7 @@ def test_a_stopped_trial_is_neither_failed_nor_finished(
 ) -> None:
     ran, spared, *_ = folder.trials
     tracker.update(TrialRecord(trial=ran, status="running", step=4), report(4))
-    why = {"status": "stopped", "reason": "stopped by ASHA at step 4"}
+    why: Any = {"status": "stopped", "reason": "stopped by ASHA at step 4"}
     records = [TrialRecord(trial=ran, step=4, **why), TrialRecord(trial=spared, **why)]
     for record in records:
         tracker.update(record, None)
