@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sma_eval import sweep
+from sma_eval.sweep import tuning
 
 # isort: split
 import mlflow
@@ -60,7 +60,7 @@ mode = "max"
 
 
 def waiting(seconds: float) -> Any:
-    """Return a trial that only waits, for `sma_eval.sweep` to run in place of training."""
+    """Return a trial that only waits, for `sma_eval.sweep.tuning` to run in place of training."""
 
     def run_trial(
         trial: Trial, dataset: Path, folder: Path, *, report: OnReport, **rest: Any
@@ -115,11 +115,11 @@ def main() -> None:
     args = parser.parse_args()
     run_trial = waiting(args.seconds)
 
-    if not hasattr(sweep, "run_trial"):
-        raise SystemExit("sma_eval.sweep.run_trial: what the workers run is elsewhere now")
+    if not hasattr(tuning, "run_trial"):
+        raise SystemExit("sma_eval.sweep.tuning.run_trial: what the workers run is elsewhere now")
 
     def replace() -> None:  # in each worker, when it starts
-        sweep.run_trial = run_trial  # pyright: ignore[reportPrivateImportUsage]
+        tuning.run_trial = run_trial  # pyright: ignore[reportPrivateImportUsage]
 
     ray.init(
         address="local",

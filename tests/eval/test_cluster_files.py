@@ -11,7 +11,7 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jsonschema
@@ -124,15 +124,17 @@ esac
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+def slurm(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Start the script with stand-ins for Slurm's commands, Ray's and ours, which note calls."""
+
+    started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, study: str, nodes: int = 3) -> "subprocess.Popen[str]":
         for name in ("scontrol", "srun", "hostname", "ray", "sma-eval"):
             file = tmp_path / name
             file.write_text(STANDIN % study)
             file.chmod(0o755)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", SCRIPT, *arguments],
             env={
                 "PATH": f"{tmp_path}:{os.environ['PATH']}",
@@ -147,8 +149,13 @@ def slurm(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
             stderr=subprocess.PIPE,
             text=True,
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def test_the_slurm_script_starts_a_head_then_workers_then_the_study(

@@ -37,6 +37,9 @@ class Server(ThreadingHTTPServer):
         self.looks = 0
         self.refuse: Callable[[str, str], int | None] = lambda method, path: None
 
+    def handle_error(self, *request: Any) -> None:
+        """Say nothing of a client that hangs up: the first only asks whether somebody listens."""
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
