@@ -24,6 +24,7 @@ from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 
 from sma_eval.errors import TrackingError
 from sma_eval.folder import StudyFolder
+from sma_eval.naming import leaves
 from sma_eval.records import Report, TrialRecord
 from sma_eval.space import Trial
 
@@ -245,13 +246,13 @@ class Tracker:
                 "model": model,
                 "training": trial.training,
             }
-            self._describe(self._runs[trial.id], {**told, **dict(_leaves(chosen))})
+            self._describe(self._runs[trial.id], {**told, **dict(leaves(chosen))})
             self._runs[trial.id] = self._client.get_run(self._runs[trial.id].info.run_id)
         return self._runs[trial.id]
 
     def _describe(self, run: Run, content: Mapping[str, Any]) -> None:
         """Log a run's parameters, and its data set last: it says that all are there."""
-        params = [Param(name, str(value)) for name, value in _leaves(content)]
+        params = [Param(name, str(value)) for name, value in leaves(content)]
         for i in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(run.info.run_id, params=params[i : i + _MAX_PARAMS])
         dataset = Dataset(
@@ -335,11 +336,3 @@ def _figures(record: TrialRecord) -> Iterator[tuple[str, float]]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _leaves(value, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, content
