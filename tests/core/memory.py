@@ -116,7 +116,9 @@ def allocated_bytes(
     """Most bytes that the CPU's allocator gave out in a pass, and those it has not got back."""
     with torch.set_grad_enabled(training):
         _run(model, inputs, dtype)  # what is made once is made here
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profiled:
             outputs = _run(model, inputs, dtype)
     assert profiled.profiler is not None
     # The profiler's types do not tell of what its events of the allocator hold.

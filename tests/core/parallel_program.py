@@ -5,9 +5,8 @@ environment. It does WHAT with data sets and runs in FOLDER: ``fit`` trains the 
 ``stop`` asks rank 1 to stop in step 4; ``raise``, ``kill`` and ``freeze`` end rank 1 in step
 4; ``interrupt`` is a Ctrl-C for torchrun in step 4.
 
-``python -m tests.core.parallel_program launch FOLDER`` starts what `LAUNCHES` lists, by forking, as
-to import PyTorch takes each process longer than all the rest. Errors of a rank go to
-``FOLDER/LABEL.RANK``, exit codes to ``FOLDER/exits.json``.
+``python -m tests.core.parallel_program launch FOLDER [DEVICE]`` starts what `LAUNCHES` lists
+for that device. Errors of a rank go to ``FOLDER/LABEL.RANK``, exit codes to ``FOLDER/exits.json``.
 """
 
 import importlib
@@ -82,14 +81,24 @@ class Launch(NamedTuple):
     cases: tuple[str, ...]
 
 
-LAUNCHES = (
-    Launch("two", 2, "fit", ("steered", "marked parts fsdp", "transformer fsdp", "narrow")),
-    Launch("four", 4, "fit", ("steered", "steered fsdp", "marked parts", "top-k")),
-    Launch("stop", 2, "stop", ("steered fsdp",)),
-    Launch("taken up", 4, "fit", ("steered fsdp",)),
-    Launch("raise", 2, "raise", ("steered",)),
-    Launch("kill", 3, "kill", ("steered",)),
-)
+LAUNCHES = {
+    "cpu": (
+        Launch("two", 2, "fit", ("steered", "marked parts fsdp", "transformer fsdp", "narrow")),
+        Launch("four", 4, "fit", ("steered", "steered fsdp", "marked parts", "top-k")),
+        Launch("stop", 2, "stop", ("steered fsdp",)),
+        Launch("taken up", 4, "fit", ("steered fsdp",)),
+        Launch("raise", 2, "raise", ("steered",)),
+        Launch("kill", 3, "kill", ("steered",)),
+    ),
+    # Two GPUs are enough.
+    "cuda": (
+        Launch("two", 2, "fit", ("steered", "marked parts fsdp", "transformer fsdp", "narrow")),
+        Launch("stop", 2, "stop", ("steered fsdp",)),
+        Launch("taken up", 1, "fit", ("steered fsdp",)),
+        Launch("raise", 2, "raise", ("steered",)),
+        Launch("kill", 2, "kill", ("steered",)),
+    ),
+}
 ALONE = ("steered", "marked", "top-k", "transformer", "narrow")
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "stop": signal.SIGINT}
 PATIENCE = 100.0  # seconds, after which a process counts as hanging
@@ -140,19 +149,19 @@ def interrupt_parent() -> None:
     assert came.wait(PATIENCE / 2)
 
 
-def take_part(what: str, folder: Path, names: tuple[str, ...]) -> None:
+def take_part(what: str, folder: Path, names: tuple[str, ...], device: str = "cpu") -> None:
     """Be one process."""
     torch.set_num_threads(1)
     # Short where silence is waited for; elsewhere a busy machine must not be taken for a lost one.
     silence = 6.0 if what in ("kill", "freeze") else 60.0
-    with join(device="cpu", silence=silence) as parallel:
+    with join(device=device, silence=silence) as parallel:
         if what != "fit":
             disturb(what, parallel.rank)
         for name in names:
             train(name, folder, parallel)
 
 
-def be_rank(launch: Launch, rank: int, port: int, folder: Path) -> None:
+def be_rank(launch: Launch, rank: int, port: int, folder: Path, device: str) -> None:
     """Be one process of a launch: torchrun's environment, and a file for errors."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"WORLD_SIZE": str(launch.processes), "MASTER_PORT": str(port)}
@@ -160,22 +169,24 @@ def be_rank(launch: Launch, rank: int, port: int, folder: Path) -> None:
         os.dup2(errors.fileno(), sys.stderr.fileno())
         # Who takes up a run does it where the stopped one left it.
         place = "stop" if launch.label == "taken up" else launch.label
-        take_part(launch.what, folder / place, launch.cases)
+        take_part(launch.what, folder / place, launch.cases, device)
 
 
-def launch_all(folder: Path) -> None:
+def launch_all(folder: Path, device: str) -> None:
     """Start launch after launch; each gets `PATIENCE`."""
-    # One process alone trains in this one, so that all imports are done before the forks.
+    # One process alone trains in this one, so that all imports are done before the forks: they take
+    # longer than all the rest. A process that has touched a GPU cannot be forked.
     importlib.import_module("torch.distributed.fsdp")
-    take_part("fit", folder / "one", ALONE)
-    fork = multiprocessing.get_context("fork")
+    take_part("fit", folder / "one", ALONE, device)
+    fork, spawn = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
+    context = fork if device == "cpu" else spawn
     exits: dict[str, list[int | None]] = {}
-    for launch in LAUNCHES:
+    for launch in LAUNCHES[device]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         processes = [
-            fork.Process(target=be_rank, args=(launch, rank, port, folder))
+            context.Process(target=be_rank, args=(launch, rank, port, folder, device))
             for rank in range(launch.processes)
         ]
         end = time.monotonic() + PATIENCE
@@ -191,6 +202,6 @@ def launch_all(folder: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "launch":
-        launch_all(Path(sys.argv[2]))
+        launch_all(Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "cpu")
     else:
         take_part(sys.argv[2], Path(sys.argv[3]), tuple(sys.argv[4:]))

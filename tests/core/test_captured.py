@@ -1,5 +1,7 @@
 """The step without a read by the host, which CUDA graphs replay, gives what the step gives."""
 
+import gc
+
 import pytest
 import torch
 from tests.core.models import piece, random_inputs, small_config, small_model
@@ -70,3 +72,24 @@ def test_replays_are_steps(name: str) -> None:
     for t in range(STEPS):
         one = piece(inputs, t, t + 1)
         assert_close(captured(one).prediction, model.step(one, state).prediction, "float64")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_what_a_graph_reads_outlives_what_others_do_with_the_model() -> None:
+    """A new state makes the step's coefficients anew; the old ones must not be given away."""
+    config = next(iter(CONFIGS.values()))
+    inputs = random_inputs(config, [STEPS] * 3)
+    inputs = type(inputs)(inputs.numeric, inputs.categorical).to("cuda")
+    model = small_model(config).cuda()
+    state = model.init_state(3)
+    expected = [model.step(piece(inputs, t, t + 1), state).prediction for t in range(STEPS)]
+    captured = CapturedStep(model, piece(inputs, 0, 1))
+    CapturedStep(model, piece(inputs, 0, 1))
+    del model, state
+    gc.collect()
+    torch.cuda.empty_cache()
+    taken = [torch.full((size,), torch.nan, device="cuda") for size in range(1, 2000)]
+    for t in range(STEPS):
+        got = captured(piece(inputs, t, t + 1)).prediction
+        assert_close(got, expected[t], "float64")
+    assert len(taken) == 1999

@@ -5,7 +5,6 @@ them; the tests here read what they left.
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -18,8 +17,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.core.parallel_program import BRIEF, LAUNCHES, STEERED
+from tests.core.parallel_runs import ALIKE, ENVIRONMENT, ROOT, assert_alike, errors, exits, launch
 from tests.core.tasks import SHORT, marker_dataset, sine_dataset, small_sma, small_transformer
-from tests.tolerances import TOLERANCES, assert_close
+from tests.tolerances import TOLERANCES
 from torch import distributed
 
 from sma_core.config import AlwaysConfig, NeverConfig, PeriodicConfig, RandomConfig
@@ -30,21 +30,6 @@ from sma_core.objectives import routing_loss, task_loss
 from sma_core.parallel import ALONE, Spread, join
 from sma_core.policy_configs import BudgetConfig, GumbelConfig, SigmoidConfig, TopKConfig
 from sma_core.training import TrainingConfig, fit
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    **os.environ,
-    "GLOO_SOCKET_IFNAME": "lo",
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")]),
-}
-# What one process trained, by the case that must end like it.
-ALIKE = {
-    "steered fsdp": "steered",
-    "marked parts": "marked",
-    "marked parts fsdp": "marked",
-    "transformer fsdp": "transformer",
-}
 
 needs_gloo = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()),
@@ -63,42 +48,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def launched(data: Path) -> Path:
     """Folder of all runs."""
-    program = [sys.executable, "-m", "tests.core.parallel_program", "launch", str(data)]
-    done = subprocess.run(
-        program, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(data, "cpu")
     return data
-
-
-def exits(folder: Path, label: str) -> list[int | None]:
-    return json.loads((folder / "exits.json").read_text())[label]
-
-
-def errors(folder: Path, label: str, rank: int) -> str:
-    return (folder / f"{label}.{rank}").read_text()
-
-
-def assert_alike(run: Path, alone: Path, row: str) -> None:
-    """Compare weights, and every figure of the card that does not depend on the clock."""
-    weights, expected = (load_file(folder / "weights.safetensors") for folder in (run, alone))
-    assert weights.keys() == expected.keys()
-    for name, tensor in weights.items():
-        assert_close(tensor, expected[name], row)
-    card, other = (
-        json.loads((folder / "model.json").read_text())["provenance"]["fit"]
-        for folder in (run, alone)
-    )
-    limit = max(TOLERANCES[row].relative, TOLERANCES["float32"].relative)  # rates are float32
-    assert card["steps"] == other["steps"]
-    assert card["best_step"] == other["best_step"]
-    assert card["metrics"] == pytest.approx(other["metrics"], rel=limit)
-    assert len(card["history"]) == len(other["history"]) == 2
-    for progress, expected_progress in zip(card["history"], other["history"], strict=True):
-        for figures in (progress, expected_progress):
-            del figures["tokens_per_second"]
-            figures["activation_rate"] = figures["activation_rate"] or 0.0  # None: no router
-        assert progress == pytest.approx(expected_progress, rel=limit)
 
 
 @needs_gloo
@@ -106,14 +57,14 @@ def assert_alike(run: Path, alone: Path, row: str) -> None:
     ("label", "case"),
     [
         (launch.label, case)
-        for launch in LAUNCHES
+        for launch in LAUNCHES["cpu"]
         if launch.what == "fit" and launch.label != "taken up"
         for case in launch.cases
     ],
 )
 def test_several_processes_train_as_one_does(launched: Path, label: str, case: str) -> None:
     """Also where a batch has fewer windows than there are processes, and part by part."""
-    size = next(launch.processes for launch in LAUNCHES if launch.label == label)
+    size = next(launch.processes for launch in LAUNCHES["cpu"] if launch.label == label)
     assert exits(launched, label) == [0] * size, errors(launched, label, 0)[-3000:]
     row = "bfloat16" if case == "narrow" else "float64"
     assert_alike(launched / label / case, launched / "one" / ALIKE.get(case, case), row)

@@ -2,6 +2,7 @@
 
 import torch
 
+from sma_core.ema import MultiHeadEMA
 from sma_core.errors import StreamingError
 from sma_core.inputs import Inputs
 from sma_core.model import Outputs, SequenceModel
@@ -58,6 +59,8 @@ class CapturedStep:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph), as_recording():
             self._outputs = model.step(self._inputs, self.state)
+        # The graph reads memory by its address: what it reads lives as long as it does.
+        self._read = model, [ema.prepared() for ema in _emas(model)]
         for tensor, before in zip(self.state.tensors(), start.tensors(), strict=True):
             tensor.copy_(before)
 
@@ -75,6 +78,10 @@ class CapturedStep:
             place.copy_(given)
         self._graph.replay()
         return self._outputs
+
+
+def _emas(model: SequenceModel) -> list[MultiHeadEMA]:
+    return [module for module in model.modules() if isinstance(module, MultiHeadEMA)]
 
 
 def _tensors(inputs: Inputs) -> list[torch.Tensor]:

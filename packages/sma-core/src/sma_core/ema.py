@@ -131,7 +131,7 @@ class MultiHeadEMA(nn.Module):
 
     def step(self, x: Float[Tensor, "B D"], state: Float[Tensor, "B D N"]) -> Tensor:
         """One step; `state` is updated in place. No gradient."""
-        q, write, read, omega = self._prepared()
+        q, write, read, omega = self.prepared()
         z = x.to(q.dtype)
         state.mul_(q).addcmul_(write, z.unsqueeze(-1))
         return torch.addcmul(torch.linalg.vecdot(state, read), omega, z).to(x.dtype)
@@ -142,8 +142,8 @@ class MultiHeadEMA(nn.Module):
         wide = torch.promote_types(dtype, torch.float32)
         return torch.zeros(batch, *self.delta.shape, device=device, dtype=wide)
 
-    def _prepared(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Coefficients of one step, made anew only when a weight has changed."""
+    def prepared(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give what `step` reads: q, write, read, omega; anew only when a weight has changed."""
         if is_exporting():  # its tensors must not outlive the trace
             log_q, write, read = self.coefficients()
             return log_q.exp(), write, read, self.omega.to(read.dtype)
@@ -220,7 +220,8 @@ def ema_chunked(
     entering = _scan(gained, log_q * size)  # [D, B, count, N]; one more with a state: the last
     emit = read.unsqueeze(-1) * powers[..., 1:]
     carried = entering[:, :, :count].flatten(1, 2).to(xs.dtype)
-    ys = torch.baddbmm(ys, carried, emit.to(xs.dtype))
+    # Not `baddbmm`: it first copies what it adds to.
+    ys = torch.bmm(carried, emit.to(xs.dtype)).add_(ys)
     y = _by_time(ys).view(batch, count * size, width)[:, :steps]
     if state is None:
         return y, None
@@ -336,12 +337,14 @@ def _scan(gained: Float[Tensor, "D B K N"], log_decay: Float[Tensor, "D N"]) -> 
     """Run ``h_k = decay h_(k-1) + gained_k`` along K by doubling: log2(K) steps."""
     if is_exporting():
         return _scan_exported(gained, log_decay)
-    distance, count = 1, gained.shape[2]
-    while distance < count:
-        decay = torch.exp(log_decay * distance)[:, None, None]
+    distances = [2**i for i in range((gained.shape[2] - 1).bit_length())]
+    if not distances:
+        return gained
+    # Laid out, as a compiler would compute each decay anew for every row.
+    decays = _laid_out(torch.stack([torch.exp(log_decay * distance) for distance in distances]))
+    for distance, decay in zip(distances, decays.unbind(), strict=True):
         earlier = functional.pad(gained[:, :, :-distance], (0, 0, distance, 0))
-        gained = torch.addcmul(gained, earlier, decay)
-        distance *= 2
+        gained = torch.addcmul(gained, earlier, decay[:, None, None])
     return gained
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from sma_core.bench import cpu, floor, layer, model, scaling, stream
+from sma_core.bench import cpu, floor, layer, model, profile, scaling, stream
 from sma_core.bench.equality import MismatchError
 from sma_core.bench.options import add_common_options
 from sma_core.bench.tables import Report
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "model": model,
     "stream": stream,
     "floor": floor,
+    "profile": profile,
     "cpu": cpu,
     "scaling": scaling,
 }

@@ -2,8 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,13 +17,16 @@ from sma_core.block import SMABlock
 from sma_core.config import AlwaysConfig
 from sma_core.interop.seqboat import NAMES
 
+Kind = Literal["train", "infer"]
 _ROWS = 32  # slots of a sequence come in multiples of this
 
 
 class Variant(NamedTuple):
     """A way to run our layer.
 
-    `mode` is that of `torch.compile`, None runs eagerly; a `dense` one runs every step.
+    `mode` is that of `torch.compile`, None runs eagerly; a `dense` one runs every step. With
+    ``reduce-overhead`` a whole model runs in CUDA graphs of the compiler, which copy its input to
+    where they read it, and a layer in graphs of its own, which read it where it lies.
     """
 
     dispatch: str
@@ -62,7 +65,7 @@ class Case:
     names
         Of the weights, to ours; None where they are ours.
     graphs
-        Whether CUDA graphs run it, whose pool hides the peak of the memory.
+        Whether each kind of step is recorded as one CUDA graph, and replayed.
     truth
         Which outcome in float32 it must have: ``routed``, ``dense``, or none for other layers.
     """
@@ -77,28 +80,32 @@ class Case:
     names: Mapping[str, str] | None = None
     graphs: bool = False
     truth: str = ""
+    _recorded: dict[Kind, torch.cuda.CUDAGraph] = field(default_factory=dict)
 
     def train_step(self) -> None:
         """Forward and backward from a given gradient."""
-        self._begin()
-        self.x.grad = None
-        for weight in self.module.parameters():
-            weight.grad = None
-        with self._autocast():
-            y = self.run(self.x)
-        y.backward(self.gradient.to(y.dtype))
-        self._end()
+        self._replay("train")
 
     def infer_step(self) -> None:
         """Forward without gradient."""
-        self._begin()
-        with torch.no_grad(), self._autocast():
-            self.run(self.x)
+        self._replay("infer")
+
+    def compute(self, kind: Kind) -> None:
+        """Do a step without a CUDA graph."""
+        if kind == "infer":
+            with torch.no_grad(), self._autocast():
+                self.run(self.x)
+        else:
+            self.x.grad = None
+            for weight in self.module.parameters():
+                weight.grad = None
+            with self._autocast():
+                y = self.run(self.x)
+            y.backward(self.gradient.to(y.dtype))
         self._end()
 
     def outcome(self) -> Outcome:
         """Output and gradients, batch first."""
-        self._begin()
         with self._autocast():
             found = outcome(self.run, self.module, self.x, self.gradient, names=self.names)
         self._end()
@@ -116,7 +123,6 @@ class Case:
             A step that was to run found no slot.
         """
         if isinstance(self.module, SMABlock):
-            self._begin()
             with torch.no_grad(), self._autocast():
                 self.run(self.x)
             share, dropped = ran(self.module)
@@ -127,16 +133,31 @@ class Case:
         return peer_density(self.module, self.infer_step)
 
     def release(self) -> None:
-        """Give up gradients."""
+        """Give up gradients, and graphs with the memory that they hold."""
+        self._recorded.clear()
         self.x.grad = None
         self.module.zero_grad(set_to_none=True)
 
+    def _replay(self, kind: Kind) -> None:
+        if not self.graphs:
+            self.compute(kind)
+            return
+        if kind not in self._recorded:
+            # On a stream of its own, as capture asks.
+            side = torch.cuda.Stream(self.x.device)
+            side.wait_stream(torch.cuda.current_stream(self.x.device))
+            with torch.cuda.stream(side):
+                for _ in range(2):
+                    self.compute(kind)
+            torch.cuda.current_stream(self.x.device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.compute(kind)
+            self._recorded[kind] = graph
+        self._recorded[kind].replay()
+
     def _autocast(self) -> Any:
         return torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.rounded)
-
-    def _begin(self) -> None:
-        if self.graphs:
-            torch.compiler.cudagraph_mark_step_begin()
 
     def _end(self) -> None:
         if isinstance(self.module, SMABlock):
@@ -198,14 +219,14 @@ class Problem:
         """Make a case of `VARIANTS`."""
         variant = VARIANTS[name]
         block = self._block(variant.dispatch, dense=variant.dense)
-        mode = variant.mode if self.compiles else None
+        compiles = self.compiles and variant.mode is not None
         run: Any = block
-        if mode is not None:
+        if compiles:
             # Tables move to the device in their first pass. In a graph that would be a copy from
             # the host, which CUDA graphs cannot hold, and a second compilation.
             with torch.no_grad():
                 block(self.x[:, :_ROWS])
-            run = torch.compile(block, mode=mode, fullgraph=variant.dispatch == "capacity")
+            run = torch.compile(block, fullgraph=variant.dispatch == "capacity")
         return Case(
             name=name,
             module=block,
@@ -213,7 +234,7 @@ class Problem:
             x=self.x,
             gradient=self.gradient,
             rounded=self.rounded,
-            graphs=mode == "reduce-overhead" and self.device.type == "cuda",
+            graphs=compiles and variant.mode == "reduce-overhead" and self.device.type == "cuda",
             truth="dense" if variant.dense else "routed",
         )
 

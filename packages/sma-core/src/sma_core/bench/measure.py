@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from sma_core.bench.cases import Case, Problem
+from sma_core.bench.cases import Case, Kind, Problem
 from sma_core.bench.equality import MismatchError, Outcome, assert_equal
 from sma_core.bench.timing import (
     Deadline,
@@ -26,7 +27,7 @@ def measure_cases(
     makers: Mapping[str, Callable[[], Case]],
     *,
     checks: bool,
-    kinds: Sequence[str] = ("train", "infer"),
+    kinds: Sequence[Kind] = ("train", "infer"),
 ) -> list[dict[str, Any]]:
     """Make cases, check them, then time them in turn.
 
@@ -71,8 +72,6 @@ def measure_cases(
         try:
             case = make()
             rows[name]["first_s"] = seconds_of(case.train_step, device)
-            for _ in range(2):  # CUDA graphs warm up, record and only then replay
-                case.train_step()
             if checks and case.truth:
                 if case.truth not in truths:
                     truths[case.truth] = problem.truth(case.truth)
@@ -103,8 +102,9 @@ def measure_cases(
             rows[name]["failure"] = rows[name]["failure"] or timings[name].failure
             rows[name][f"{kind}_bytes"] = None
             case.release()
-            if not timings[name].failure and not case.graphs:
-                rows[name][f"{kind}_bytes"] = peak_bytes(steps[name], device)
+            if not timings[name].failure:
+                step = partial(case.compute, kind)  # a graph's pool would hide the peak
+                rows[name][f"{kind}_bytes"] = peak_bytes(step, device)
             case.release()
     for name, case in cases.items():
         try:
@@ -116,13 +116,4 @@ def measure_cases(
         for kind in ("train", "infer"):
             row.setdefault(kind, empty)
             row.setdefault(f"{kind}_bytes", None)
-    _take_memory(rows)
     return list(rows.values())
-
-
-def _take_memory(rows: dict[str, dict[str, Any]]) -> None:
-    """Peak of the same graph run without CUDA graphs, whose pool hides it."""
-    twin = rows.get("capacity_no_graphs")
-    if twin is not None and "capacity" in rows:
-        for kind in ("train_bytes", "infer_bytes"):
-            rows["capacity"][kind] = rows["capacity"][kind] or twin[kind]

@@ -1,0 +1,34 @@
+"""The plan of a pilot: everything that is decided before a row is replayed.
+
+`load_plan` reads a ``pilot.toml`` into frozen, validated models. `Plan.digest` is the plan's
+fingerprint: each later step writes it down, and a folder made under another plan is refused.
+"""
+
+from sma_pilot.plan.arms import ArmPlan, Arms
+from sma_pilot.plan.document import Plan, load_plan, parse_plan
+from sma_pilot.plan.log import Border, LogSource, Slices
+from sma_pilot.plan.replay import ReplayPlan
+from sma_pilot.plan.savings import Efficiency, Money
+from sma_pilot.plan.task import Quality, Task
+from sma_pilot.plan.values import Duration, Moment, Section, format_duration, parse_duration
+
+__all__ = [
+    "ArmPlan",
+    "Arms",
+    "Border",
+    "Duration",
+    "Efficiency",
+    "LogSource",
+    "Moment",
+    "Money",
+    "Plan",
+    "Quality",
+    "ReplayPlan",
+    "Section",
+    "Slices",
+    "Task",
+    "format_duration",
+    "load_plan",
+    "parse_duration",
+    "parse_plan",
+]

@@ -1,0 +1,101 @@
+"""The whole plan, its fingerprint, and its way out of a TOML file."""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from sma_pilot.errors import PlanError
+from sma_pilot.plan.arms import ArmPlan, Arms
+from sma_pilot.plan.log import LogSource, Slices
+from sma_pilot.plan.replay import ReplayPlan
+from sma_pilot.plan.savings import Efficiency, Money
+from sma_pilot.plan.task import Quality, Task
+from sma_pilot.plan.values import Section
+
+
+class Plan(Section):
+    """A whole pilot, decided beforehand."""
+
+    version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    description: str = ""
+    seed: int = 0
+    log: LogSource
+    slices: Slices
+    task: Task
+    quality: Quality
+    efficiency: Efficiency = Efficiency()
+    money: Money | None = None
+    arms: Arms
+    replay: ReplayPlan = ReplayPlan()
+
+    @model_validator(mode="after")
+    def _baseline_fits_task(self) -> Self:
+        baselines = {"forecast_anomaly": "pca", "alarm": "logistic"}
+        for name, arm in self.named_arms().items():
+            if arm.kind in baselines.values() and arm.kind != baselines[self.task.kind]:
+                raise ValueError(
+                    f"arms.{name}: kind {arm.kind!r} cannot do task {self.task.kind!r}"
+                )
+        if self.task.kind == "alarm" and self.log.label is None:
+            raise ValueError("log.label is needed by task 'alarm': it learns from labelled events")
+        return self
+
+    def named_arms(self) -> dict[str, ArmPlan]:
+        """Return the arms by role, an absent baseline left out."""
+        roles = {
+            "incumbent": self.arms.incumbent,
+            "candidate": self.arms.candidate,
+            "baseline": self.arms.baseline,
+        }
+        return {role: arm for role, arm in roles.items() if arm is not None}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan's canonical JSON: the same for the same decisions, however typed."""
+        document = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(document.encode()).hexdigest()
+
+
+def parse_plan(text: str, where: str) -> Plan:
+    """Read a plan from TOML text; `where` names it in errors.
+
+    Raises
+    ------
+    PlanError
+        When the text is no TOML or a field is missing, unknown or out of range; each line names
+        the field.
+    """
+    try:
+        return Plan.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{where}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        lines = [_describe(problem) for problem in error.errors(include_url=False)]
+        raise PlanError(f"{where}: " + f"\n{where}: ".join(lines)) from error
+
+
+def load_plan(path: Path) -> Plan:
+    """Read the plan file at `path`; see `parse_plan` for the errors."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot read the plan: {error}") from error
+    return parse_plan(text, str(path))
+
+
+def _describe(problem: Any) -> str:
+    # Union branches and validators leave their own names in the location; a user knows fields only.
+    inner = {"float", "datetime", "constrained-float"}
+    place = ".".join(
+        str(part)
+        for part in problem["loc"]
+        if part not in inner and not str(part).startswith("function-")
+    )
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message.replace("Extra inputs are not permitted", "unknown field")
+    return f"{place or 'plan'}: {message}"
