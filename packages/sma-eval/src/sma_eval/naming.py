@@ -6,6 +6,7 @@ from typing import Any
 
 from sma_eval.effects import policy_level
 from sma_eval.records import TrialRecord
+from sma_eval.space import Trial
 
 
 def with_short_names(
@@ -25,17 +26,25 @@ def with_short_names(
     labels : dict
         The whole label behind each name that says less than it.
     """
-    trials = [record.trial for record in records]
-    policies = short_names({t.policy: [t.model["policy"]] for t in trials})
-    pools = short_names({t.pool: t.model["pool"] for t in trials})
-    named: list[TrialRecord] = []
-    for record in records:
-        policy, pool = policies[record.trial.policy], pools[record.trial.pool]
-        trial = replace(record.trial, policy=policy, pool=pool)
-        parts = [policy_level(trial), *([pool] if len(pools) > 1 else [])]
-        named.append(replace(record, trial=replace(trial, arm=" | ".join(parts))))
-    names = {**policies, **pools}
+    names = names_of([record.trial for record in records])
+    named = [replace(record, trial=with_short_name(record.trial, names)) for record in records]
     return named, {short: label for label, short in names.items() if short != label}
+
+
+def names_of(trials: Sequence[Trial]) -> dict[str, str]:
+    """Return a short name for the label of each policy and pool of a study."""
+    policies = short_names({trial.policy: [trial.model["policy"]] for trial in trials})
+    pools = short_names({trial.pool: trial.model["pool"] for trial in trials})
+    return {**policies, **pools}
+
+
+def with_short_name(trial: Trial, names: Mapping[str, str]) -> Trial:
+    """Call a trial's policy, pool and arm by short names."""
+    policy, pool = names.get(trial.policy, trial.policy), names.get(trial.pool, trial.pool)
+    short = replace(trial, policy=policy, pool=pool)
+    # An arm's label has the pool where there are several: the two are set apart by a bar.
+    arm = policy_level(short) + (f" | {pool}" if trial.arm.endswith(f" | {trial.pool}") else "")
+    return replace(short, arm=arm)
 
 
 def short_names(members: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
