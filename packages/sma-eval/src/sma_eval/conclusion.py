@@ -141,10 +141,8 @@ def _corrected(differences: Sequence[Difference]) -> str:
     if not told or len(differences) < 2:
         return ""
     kept = [d.what for d in told if d.adjusted_p is not None and d.adjusted_p < _ALPHA]
-    if len(kept) == len(told):
-        return f" That holds after Holm's correction for {len(differences)} comparisons."
-    rest = f"of these {_listed(kept)}" if kept else "none of these"
-    return f" After Holm's correction for {len(differences)} comparisons, {rest}."
+    rest = "all" if len(kept) == len(told) else _listed(kept) if kept else "none"
+    return f" After Holm's correction for {len(differences)} comparisons, still told: {rest}."
 
 
 def _told(differences: Sequence[Difference]) -> list[Difference]:

@@ -63,6 +63,8 @@ def bargains(
 ) -> tuple[Bargain, ...]:
     """For each cost, find the cheapest arm that is not told from the best, where it is cheaper.
 
+    An arm that may lose more than all arms lie apart is passed over: of it nothing is known.
+
     Parameters
     ----------
     rows
@@ -75,20 +77,32 @@ def bargains(
         The metric, and which way is better.
     """
     of = {row.arm: row for row in rows}
-    alike = [rival for rival in rivals if rival.verdict == "not distinguishable"]
+    means = [row.objective.mean for row in rows if row.objective is not None]
+    alike = [
+        (rival.what, worse_by)
+        for rival in rivals
+        if rival.verdict == "not distinguishable"
+        and (worse_by := _worst(rival, objective)) <= max(means) - min(means)
+    ]
     found: list[Bargain] = []
     for name in COSTS:
         limit = getattr(of[best], name) if best is not None else None
-        priced = [(cost, r) for r in alike if (cost := getattr(of[r.what], name)) is not None]
+        priced = [
+            (cost, arm, worse_by)
+            for arm, worse_by in alike
+            if (cost := getattr(of[arm], name)) is not None
+        ]
         if not limit or not priced:
             continue
-        cost, rival = min(priced, key=lambda pair: pair[0])
+        cost, arm, worse_by = min(priced)
         if cost < limit:
-            end = rival.estimate.low if objective.mode == "max" else rival.estimate.high
-            found.append(
-                Bargain(cost=name, arm=rival.what, share=cost / limit, worse_by=abs(end or 0.0))
-            )
+            found.append(Bargain(cost=name, arm=arm, share=cost / limit, worse_by=worse_by))
     return tuple(found)
+
+
+def _worst(rival: Difference, objective: Objective) -> float:
+    end = rival.estimate.low if objective.mode == "max" else rival.estimate.high
+    return abs(end or 0.0)
 
 
 def _points(
