@@ -18,9 +18,18 @@ from sma_core.baselines import dense_twin
 from sma_core.checkpoint import load_checkpoint
 from sma_core.config import ArchitectureConfig, HeadConfig, InputConfig
 from sma_core.dataset import DatasetWriter, NumericChannel, PreparedDataset, WindowSampler
-from sma_core.errors import ConfigError, DatasetError, TrainingError
+from sma_core.errors import ConfigError, DatasetError, DivergenceError, TrainingError
 from sma_core.objectives import activation_rates
-from sma_core.training import FitResult, Progress, TrainingConfig, evaluate, fit, learning_rate
+from sma_core.parallel import Stopped
+from sma_core.training import (
+    FitResult,
+    Progress,
+    TrainingConfig,
+    adopt,
+    evaluate,
+    fit,
+    learning_rate,
+)
 
 LONG = replace(
     SHORT,
@@ -331,5 +340,48 @@ def test_a_data_set_without_validation_rows_is_refused(tmp_path: Path) -> None:
 
 def test_a_fit_that_diverges_ends_in_one_clear_error(tmp_path: Path) -> None:
     training = replace(SHORT, learning_rate=1e38, warmup_steps=0)
-    with pytest.raises(TrainingError, match=r"step \d+: the gradient is not finite .*lower"):
+    with pytest.raises(DivergenceError, match=r"step \d+: the gradient is not finite .*lower"):
         fit(small_sma(), sine_dataset(tmp_path / "data"), training, tmp_path / "m")
+
+
+def test_a_run_that_is_to_stop_in_between_ends_as_if_it_had_not(
+    sines: PreparedDataset, tmp_path: Path
+) -> None:
+    whole = fit(small_sma(), sines, SHORT, tmp_path / "whole")
+    parts, seen = tmp_path / "parts", []
+    # Neither is a multiple of checkpoint_every; the same one again does nothing.
+    for until in (5, 5, 8):
+        with pytest.raises(Stopped, match=f"stopped after step {until}, as asked"):
+            fit(
+                small_sma(),
+                sines,
+                SHORT,
+                parts,
+                on_progress=lambda progress: seen.append(progress.step),
+                until=until,
+            )
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
+    # At the last step there is nothing to stop before.
+    assert_same(fit(small_sma(), sines, SHORT, parts, until=SHORT.max_steps), whole)
+
+
+def test_another_run_goes_on_with_the_weights_and_its_own_settings(
+    sines: PreparedDataset, tmp_path: Path
+) -> None:
+    other = replace(SHORT, learning_rate=1e-3)
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        fit(small_sma(), sines, SHORT, folder, until=8)
+    with pytest.raises(TrainingError, match="unfinished training of another"):
+        fit(small_sma(), sines, other, folder)
+    adopt(small_sma(), sines, other, folder)
+    result = fit(small_sma(), sines, other, folder)
+    assert load_checkpoint(folder).card["provenance"]["fit"]["training"]["learning_rate"] == 1e-3
+    # Up to there it is the first run, after that neither of the two.
+    first = fit(small_sma(), sines, SHORT, tmp_path / "first")
+    second = fit(small_sma(), sines, other, tmp_path / "second")
+    losses = [[point.validation_loss for point in r.history] for r in (result, first, second)]
+    assert losses[0][:2] == losses[1][:2] != losses[2][:2]
+    assert losses[0][2] not in (losses[1][2], losses[2][2])
+    with pytest.raises(TrainingError, match="absent or damaged"):
+        adopt(small_sma(), sines, other, tmp_path / "nothing")

@@ -50,13 +50,13 @@ def typed(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> StudyFolder:
-    """A study folder: one trial finished, one failed, one running, one that has not begun."""
+    """A study folder: one trial finished, one without memory, one running, one not begun."""
     path = tmp_path / "study"
     path.mkdir()
     made = StudyFolder.create(path, tiny_study(), tiny_trials(), path / "datasets" / "d", "abc")
     done, failed, running, _ = made.trials
     made.write_record(finished(done, 0.75))
-    made.write_record(TrialRecord(trial=failed, status="failed", reason="TrainingError: boom"))
+    made.write_record(TrialRecord(trial=failed, status="out_of_memory", reason="MemoryError: boom"))
     made.write_record(TrialRecord(trial=running, status="running", step=4))
     checkpoint = finished(done).checkpoint
     assert checkpoint is not None
@@ -175,16 +175,54 @@ def test_status_says_how_far_it_is(typed: Typed, folder: StudyFolder) -> None:
     done = typed("status", "study")
     assert done.code == 0
     assert done.out.splitlines() == [
-        "tiny: 4 trials: 1 finished, 1 failed, 1 running, 1 pending",
-        "  tempered_softmax @ 0.5 seed=0: failed: TrainingError: boom",
+        "tiny: 4 trials: 1 finished, 1 out of memory, 1 running, 1 pending",
+        "  tempered_softmax @ 0.5 seed=0: out of memory: MemoryError: boom",
         "  always seed=1: step 4 of 12",
         "no driver is at work; go on with: sma-eval resume study",
     ]
     document = json.loads(typed("status", "study", "--json").out)
-    assert document["counts"] == {"finished": 1, "failed": 1, "running": 1, "pending": 1}
+    assert document["counts"] == {
+        "finished": 1,
+        "failed": 0,
+        "diverged": 0,
+        "out_of_memory": 1,
+        "lost": 0,
+        "stopped": 0,
+        "running": 1,
+        "pending": 1,
+    }
     assert [trial["status"] for trial in document["trials"]] == [
-        *("finished", "failed", "running", "pending")
+        *("finished", "out_of_memory", "running", "pending")
     ]
+
+
+def test_status_counts_stopped_trials_and_those_yet_to_be_asked_for(
+    typed: Typed, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    search = '[search]\nkind = "optuna"\nsamples = 3\nbatch = 1'
+    changes = {
+        "mode": f'mode = "max"\n\n[nuisance]\nlearning_rate = [1e-3, 1e-2, 1e-1]\n\n{search}'
+    }
+    path = tmp_path / "searched"
+    path.mkdir()
+    trials = tiny_trials(**changes)
+    made = StudyFolder.create(path, tiny_study(**changes), trials, path / "datasets" / "d", "abc")
+    made.write_record(TrialRecord(trial=trials[0], status="stopped", step=4, reason="others led"))
+    for trial in trials[1:]:
+        made.write_record(finished(trial))
+    done = typed("status", "searched")
+    assert done.out.splitlines() == [
+        "tiny: 12 trials: 3 finished, 1 stopped, 8 pending",
+        "no driver is at work; go on with: sma-eval resume searched",
+    ]
+    document = json.loads(typed("report", "searched", "--json").out)
+    assert document["arms"][0]["stopped"] == 1
+    assert document["efforts"][0]["stopped"] == 1
+    assert "1 trials were stopped early" in typed("report", "searched").out
+    Path("study.toml").write_text(study_text(**changes))
+    head = typed("run", "study.toml", "--dry-run").out.splitlines()[0]
+    assert head.endswith("12 trials (the first 4 are known, Optuna asks for the others)")
 
 
 def test_report_prints_the_table_and_writes_the_page(typed: Typed, folder: StudyFolder) -> None:
@@ -241,5 +279,5 @@ def test_the_installed_command_runs() -> None:
     program = Path(sys.executable).with_name("sma-eval")
     done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
-    for name in ("run", "resume", "status", "report", "best"):
+    for name in ("run", "resume", "submit", "status", "report", "best"):
         assert name in done.stdout

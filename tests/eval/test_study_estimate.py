@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from tests.eval.studies import tiny_trials
+from tests.eval.studies import tiny_study, tiny_trials
 
 from sma_core.config import config_from_dict
 from sma_core.costs import dense_step_flops
 from sma_eval import estimate
 from sma_eval.cli import main
 from sma_eval.estimate import CostEstimate, estimate_cost
-from sma_eval.study import Resources
+from sma_eval.resources import Resources
 
 STUDIES = Path(__file__).parents[2] / "experiments" / "studies"
 
@@ -24,13 +24,15 @@ def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("one_second")
 def test_the_estimate_adds_up_the_budgets_of_all_trials() -> None:
     trials = tiny_trials()  # 4 trials of 12 steps of 8 sequences of 8 steps
-    cost = estimate_cost(trials, Resources(max_concurrent=2), cpus=16)
+    cost = estimate_cost(tiny_study(), trials, cpus=16)
     assert (cost.trials, cost.optimizer_steps, cost.time_steps) == (4, 48, 48 * 64)
     flops = [dense_step_flops(config_from_dict(trial.model)) for trial in trials]
     assert cost.training_flops == pytest.approx(3 * 12 * 64 * sum(flops))
     # Twelve steps and three evaluations of sixteen batches each, two trials at a time.
     assert cost.seconds == pytest.approx(4 * (12 + 3 * 16 * 0.25) / 2)
     assert "about 48 s on this machine, 2 at a time" in str(cost)
+    assert cost.expected_steps == cost.optimizer_steps
+    assert "early stops" not in str(cost)
 
 
 @pytest.mark.usefixtures("one_second")
@@ -42,17 +44,56 @@ def test_the_estimate_adds_up_the_budgets_of_all_trials() -> None:
         (Resources(cpus=8.0), 2, 1),
         (Resources(), 64, 4),
         (Resources(max_concurrent=1), 64, 1),
+        (Resources(processes=2), 5, 2),
     ],
 )
 def test_trials_share_the_processors(resources: Resources, cpus: int, concurrent: int) -> None:
-    assert estimate_cost(tiny_trials(), resources, cpus=cpus).concurrent == concurrent
+    study = tiny_study().model_copy(update={"resources": resources})
+    assert estimate_cost(study, tiny_trials(), cpus=cpus).concurrent == concurrent
 
 
-def test_a_gpu_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("resources", "reason"),
+    [("gpus = 1", "the trials run on GPUs"), ("processes = 2", "2 processes train a trial")],
+)
+def test_what_this_machine_cannot_tell_is_not_timed(
+    resources: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(estimate, "_timed", None)
-    cost = estimate_cost(tiny_trials(), Resources(gpus=1.0))
+    cost = estimate_cost(tiny_study(max_concurrent=resources), tiny_trials())
     assert cost.seconds is None
-    assert "not estimated" in str(cost)
+    assert f"time: not estimated, since {reason}" in str(cost)
+
+
+@pytest.mark.usefixtures("one_second")
+def test_an_early_stop_is_reckoned_with() -> None:
+    rates = ", ".join(f"{i}e-3" for i in range(1, 9))
+    changes = {
+        "mode": f'mode = "max"\n\n[nuisance]\nlearning_rate = [{rates}]\n\n'
+        '[scheduler]\nkind = "asha"\ngrace = 4\nreduction = 2',
+    }
+    cost = estimate_cost(tiny_study(**changes), tiny_trials(**changes), cpus=1)
+    # Two arms, eight choices, two seeds, twelve steps. The first seed: eight choices for 4 steps,
+    # four for 4 more, two for the last 4; the second seed: those two.
+    assert cost.optimizer_steps == 2 * 8 * 2 * 12
+    assert cost.expected_steps == 2 * (8 * 4 + 4 * 4 + 2 * 4 + 2 * 12)
+    assert cost.seconds == pytest.approx(cost.expected_steps * (1.0 + 16 * 0.25 / 4))
+    assert f"early stops: about {cost.expected_steps} optimiser steps (42%)" in str(cost)
+
+
+@pytest.mark.usefixtures("one_second")
+def test_trials_that_a_search_has_yet_to_ask_for_are_reckoned_with() -> None:
+    pytest.importorskip("optuna")
+    changes = {
+        "mode": 'mode = "max"\n\n[nuisance]\nlearning_rate = { low = 1e-3, high = 0.1 }\n\n'
+        '[search]\nkind = "optuna"\nsamples = 6\nbatch = 2',
+    }
+    known = tiny_trials(**changes)
+    cost = estimate_cost(tiny_study(**changes), known, cpus=1)
+    assert (len(known), cost.trials) == (8, 24)
+    assert cost.optimizer_steps == 24 * 12
+    assert cost.time_steps == 24 * 12 * 64
+    assert cost.seconds == pytest.approx(24 * (12 + 3 * 16 * 0.25))
 
 
 def test_a_step_is_timed_and_the_callers_random_numbers_stay() -> None:
@@ -60,7 +101,7 @@ def test_a_step_is_timed_and_the_callers_random_numbers_stay() -> None:
 
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    cost = estimate_cost(tiny_trials(), Resources())
+    cost = estimate_cost(tiny_study(), tiny_trials())
     assert cost.seconds is not None
     assert 0.0 < cost.seconds < 60.0
     assert torch.equal(torch.get_rng_state(), before)
@@ -74,6 +115,7 @@ def test_durations_are_said_in_their_unit(seconds: float, text: str) -> None:
     cost = CostEstimate(
         trials=1,
         optimizer_steps=1,
+        expected_steps=1,
         time_steps=1,
         training_flops=1.0,
         concurrent=1,

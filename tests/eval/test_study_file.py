@@ -1,6 +1,8 @@
 """The study file: every slip is told with its field, and nothing else decides the digest."""
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from tests.eval.studies import STUDY, study_text, tiny_study
 from sma_core.config import HeadConfig, InputConfig
 from sma_eval.errors import FieldError, StudyError
 from sma_eval.space import expand
-from sma_eval.study import MAX_TRIALS, load_study, parse_study
+from sma_eval.study import MAX_TRIALS, Study, load_study, parse_study
 
 ROOT = Path(__file__).parents[2]
 POLICY = '    { kind = "tempered_softmax", target_rate = 0.5 },\n'
@@ -53,7 +55,10 @@ def error_of(text: str) -> str:
         ({"metric": 'metric = "f1"'}, "objective.metric: "),
         ({"mode": 'mode = "min"'}, "mode = 'max'"),
         ({"max_concurrent": "max_concurrent = 0"}, "resources.max_concurrent: "),
-        ({"max_concurrent": "gpus = 1.5"}, "gpus: a share of one GPU or a whole number"),
+        ({"max_concurrent": "gpus = 2"}, "write processes = 2 and gpus = 1"),
+        ({"max_concurrent": "processes = 0"}, "resources.processes: "),
+        ({"max_concurrent": "processes = 2\ngpus = 0.5"}, "2 processes of one trial cannot share"),
+        ({"max_concurrent": 'sharding = "zero"'}, "resources.sharding: "),
         ({"max_concurrent": "cpus = 0"}, "resources.cpus: "),
         ({"max_concurrent": "memory = 3"}, "resources.memory: unknown field"),
     ],
@@ -158,7 +163,11 @@ def test_the_shipped_studies_are_valid() -> None:
 
 def test_the_documented_study_is_valid_and_as_large_as_the_document_says() -> None:
     text = (ROOT / "docs" / "studies.md").read_text()
-    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    block, searched = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     inputs, head = InputConfig(numeric=3), HeadConfig(kind="forecast", outputs=3)
     trials = expand(parse_study(block, "studies.md"), inputs, head)
     assert f"{len(trials)} trials. A study has at most {MAX_TRIALS:,}." in text
+    # The second one is a part of a study.
+    content = tomllib.loads(STUDY) | tomllib.loads(searched)
+    study = Study.model_validate_json(json.dumps(content))
+    assert (study.choices, study.search.kind) == (16, "optuna")

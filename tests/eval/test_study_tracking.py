@@ -103,6 +103,24 @@ def test_a_study_is_a_parent_with_a_child_per_trial(
     assert runs[failed].data.tags["mlflow.note.content"] == "TrainingError: boom"
 
 
+def test_a_stopped_trial_is_neither_failed_nor_finished(
+    folder: StudyFolder, tracker: Tracker, store: str
+) -> None:
+    ran, spared, *_ = folder.trials
+    tracker.update(TrialRecord(trial=ran, status="running", step=4), report(4))
+    why = {"status": "stopped", "reason": "stopped by ASHA at step 4"}
+    records = [TrialRecord(trial=ran, step=4, **why), TrialRecord(trial=spared, **why)]
+    for record in records:
+        tracker.update(record, None)
+    tracker.close(records, status="FINISHED")
+    runs = runs_of(folder, store)
+    # What never began has no run.
+    assert set(runs) == {folder.study.name, ran.label}
+    assert runs[ran.label].info.status == "KILLED"
+    assert runs[ran.label].data.tags["sma.status"] == "stopped"
+    assert runs[ran.label].data.tags["mlflow.note.content"] == "stopped by ASHA at step 4"
+
+
 def test_a_trial_tells_its_factors_and_its_figures_in_groups(
     folder: StudyFolder, tracker: Tracker, store: str
 ) -> None:

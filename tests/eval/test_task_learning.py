@@ -70,4 +70,5 @@ def test_a_tiny_variant_is_learned(kind: str, tmp_path: Path) -> None:
         provenance={},
         report=lambda report, folder: None,
     )
+    assert result is not None
     assert result.test["accuracy"] > expected

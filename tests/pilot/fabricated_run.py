@@ -62,6 +62,8 @@ def make_plan(**changes: Any) -> Plan:
             "price_per_hour": 0.8,
             "price_source": "list price of the edge box",
             "events_per_year": 5e8,
+            "setup": {"amount": 40, "source": "offer of <i>spring</i>"},
+            "running": {"amount": 5, "source": "controlling"},
         },
         "arms": {
             "incumbent": {"kind": "dense_twin"},

@@ -8,7 +8,9 @@ from pathlib import Path
 from tests.pilot.judge_cases import make_measurements, make_plan
 
 import sma_pilot.judge
+from sma_pilot.guard import REASONS
 from sma_pilot.judge.measurements import Leg
+from sma_pilot.judge.metrics import METRICS
 from sma_pilot.judge.result import Kpi, MoreData, Reason, Result
 from sma_pilot.judge.verdict import judge
 
@@ -25,24 +27,33 @@ def emitted() -> set[str]:
     routed = replace(measurements.leg("candidate", "offline"), submodule_rates={"swiglu": 0.5})
     legs = {**measurements.legs, "candidate/offline": routed, "baseline/offline": Leg()}
     rich = replace(measurements, scores=scores, latency=latency, legs=legs)
+    guard = {"latency_budget_ms": 1, "minimum_confidence": 0.5, "drift_limit": 1}
+    guard |= {"never_active": 0, "always_active": 1}
     sections = {"arms": {"baseline": {"kind": "pca"}}, "replay": {"device": "cuda"}}
+    sections["guard"] = guard
+    sections["replay"] |= {"scenarios": ["multi_stream", "server"], "server": {}}
     results = [judge(rich, make_plan(**sections))]
     alarm = {"kind": "alarm", "horizon": "30m"}
     results.append(judge(measurements, make_plan(task=alarm)))
+    life = {"kind": "remaining_life", "horizon": "30m"}
+    results.append(judge(measurements, make_plan(task=life)))
     plan = make_plan(**sections, quality={"headline": "average_precision"})
     results.append(judge(rich, plan))
     return {kpi.name for result in results for kpi in result.kpis}
 
 
 def test_every_kpi_is_documented_and_every_documented_kpi_exists():
-    groups = "quality|latency|memory|throughput|cost|routing|noise"
+    groups = "quality|latency|memory|throughput|cost|routing|guard|energy|noise"
     documented = re.findall(rf"^\| `((?:{groups})/[^`]+)`", DOCUMENT, re.MULTILINE)
     choices = {
         "arm": "(incumbent|candidate|baseline)",
-        "metric": "(event_recall|average_precision)",
+        "basis": "(usage|capacity)",
+        "case": "(conservative|base|optimistic)",
+        "metric": f"({'|'.join(METRICS)})",
         "percentile": r"\d+",
         "scenario": "(offline|single_stream)",
         "submodule": ".+",
+        "reason": f"({'|'.join(REASONS)})",
     }
     patterns = [
         re.compile(re.sub("<([a-z]+)>", lambda match: choices[match[1]], name))

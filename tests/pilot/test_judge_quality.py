@@ -10,8 +10,9 @@ from tests.tolerances import TOLERANCES
 
 from sma_pilot.errors import RunError
 from sma_pilot.judge.measurements import AlignedSlice, ArmScores, Measurements
+from sma_pilot.judge.metrics import AVERAGE_PRECISION, EVENT_RECALL
 from sma_pilot.judge.quality import Quality, measure_quality
-from sma_pilot.judge.scene import AVERAGE_PRECISION, EVENT_RECALL, FALSE_ALARMS, set_thresholds
+from sma_pilot.judge.scene import FALSE_ALARMS, set_thresholds
 from sma_pilot.plan import Plan
 
 CLOSE = TOLERANCES["float64"].relative

@@ -17,11 +17,13 @@ from sma_pilot.judge.statistics import (
     bootstrap,
     choose_block,
     count_bounds,
+    leave_out_stretches,
     metric_loss,
     paired_upper_bound,
     percentile_bounds,
     recall_loss,
     share_upper_bound,
+    stretch_variance,
     student,
     time_bins,
 )
@@ -92,6 +94,40 @@ def test_block_length_keeps_to_the_floor_and_to_half_of_the_time():
     assert choose_block(flat, np.ones(100, bool), floor=17) == 17
     assert choose_block(flat, np.ones(100, bool), floor=99) == 50
     assert choose_block(np.zeros(1), np.ones(1, bool), floor=5) == 1
+
+
+def test_a_few_differing_events_show_no_memory():
+    loss = np.zeros(400)
+    loss[[10, 11, 12, 13]] = 1.0  # four in a row, which chance may make
+    every = np.ones(400, dtype=bool)
+    assert choose_block(loss, every, floor=3) == 3
+    loss[14:20] = 1.0
+    assert choose_block(loss, every, floor=3) > 3
+
+
+def test_stretches_by_hand():
+    # Two bins a stretch; without its own stretch the mean of 0..7 is (28 - pair) / 6.
+    values = np.arange(8.0)
+    found = leave_out_stretches({"mean": lambda w: w @ values / w.sum()}, 8, 4)["mean"]
+    assert found == pytest.approx(np.array([27, 23, 19, 15]) / 6, rel=CLOSE)
+    # Their mean is 3.5; deviations of +-1 and +-1/3; (4 - 1) times the mean square 5/9.
+    assert stretch_variance(found) == pytest.approx(3 * 5 / 9, rel=CLOSE)
+
+
+def test_the_jackknife_of_a_mean_is_the_variance_between_stretches():
+    x = np.random.default_rng(4).normal(size=800)
+    left_out = leave_out_stretches({"mean": lambda w: w @ x / w.sum()}, x.size, 8)["mean"]
+    between = x.reshape(8, 100).mean(1).var(ddof=1) / 8
+    assert stretch_variance(left_out) == pytest.approx(between, rel=CLOSE)
+
+
+def test_a_stretch_that_holds_every_event_leaves_nothing():
+    at = np.array([3, 4])
+    found = leave_out_stretches(
+        {"share": lambda w: w[at] @ np.ones(2) / w[at].sum() if w[at].sum() else np.nan}, 80, 8
+    )["share"]
+    assert np.isnan(found).tolist() == [True] + 7 * [False]
+    assert np.isnan(stretch_variance(found))
 
 
 def test_share_bound_is_exact():
@@ -167,9 +203,13 @@ def resampled(reference, challenger, resamples=400, seed=0):
     return weights @ loss / loss.size
 
 
+# Long stretches between which nothing varies.
+ALIKE = np.zeros(8)
+
+
 def test_arms_that_agree_get_the_exact_bound_and_no_zero_width():
     arms = as_caught(0, 0, 60)
-    estimate = recall_loss(*arms, np.zeros(400), incidents=60, blocks=100, alpha=ALPHA)
+    estimate = recall_loss(*arms, np.zeros(400), ALIKE, incidents=60, blocks=100, alpha=ALPHA)
     assert estimate.value == 0
     assert estimate.high == pytest.approx(1 - ALPHA ** (1 / 60), rel=CLOSE)
     assert estimate.low == pytest.approx(-estimate.high, rel=CLOSE)
@@ -178,7 +218,7 @@ def test_arms_that_agree_get_the_exact_bound_and_no_zero_width():
 
 def test_agreement_on_events_that_start_together_proves_less():
     arms = as_caught(0, 0, 60)
-    estimate = recall_loss(*arms, np.zeros(400), incidents=20, blocks=100, alpha=ALPHA)
+    estimate = recall_loss(*arms, np.zeros(400), ALIKE, incidents=20, blocks=100, alpha=ALPHA)
     assert estimate.high == pytest.approx(1 - ALPHA ** (1 / 20), rel=CLOSE)
 
 
@@ -186,8 +226,8 @@ def test_swapping_the_arms_mirrors_the_loss():
     reference, challenger = as_caught(9, 4, 60)
     drawn = resampled(reference, challenger)
     evidence = {"incidents": 73, "blocks": 50, "alpha": ALPHA}
-    one = recall_loss(reference, challenger, drawn, **evidence)
-    other = recall_loss(challenger, reference, -drawn, **evidence)
+    one = recall_loss(reference, challenger, drawn, ALIKE, **evidence)
+    other = recall_loss(challenger, reference, -drawn, ALIKE, **evidence)
     assert other.value == -one.value
     assert other.high == pytest.approx(-one.low, rel=CLOSE)
     assert other.low == pytest.approx(-one.high, rel=CLOSE)
@@ -196,22 +236,47 @@ def test_swapping_the_arms_mirrors_the_loss():
 def test_bounds_are_never_narrower_than_the_bootstraps():
     arms = as_caught(9, 4, 60)
     drawn = resampled(*arms) * 3  # a dependence that spreads the resamples
-    estimate = recall_loss(*arms, drawn, incidents=73, blocks=50, alpha=ALPHA)
+    estimate = recall_loss(*arms, drawn, ALIKE, incidents=73, blocks=50, alpha=ALPHA)
     low, high = percentile_bounds(drawn, ALPHA) or (np.nan, np.nan)
     assert estimate.low <= low < high <= estimate.high
     assert (estimate.design_effect or 0) > 5
 
 
+def test_losses_in_one_long_stretch_prove_little():
+    reference, challenger = as_caught(6, 2, 92)
+    drawn = resampled(reference, challenger)
+    evidence = {"incidents": 100, "blocks": 100, "alpha": ALPHA}
+    spread = recall_loss(reference, challenger, drawn, np.full(8, 0.04), **evidence)
+    # All six lost in the first stretch: without it the loss is -2 of 88.
+    apart = np.r_[-2 / 88, np.full(7, 4.5 / 87.5)]
+    bunched = recall_loss(reference, challenger, drawn, apart, **evidence)
+    assert bunched.high > spread.high
+    assert bunched.design_effect == pytest.approx(
+        7 * apart.var() / ((8 / 100 - 0.04**2) / 100), rel=CLOSE
+    )
+    alone = recall_loss(reference, challenger, drawn, np.full(8, np.nan), **evidence)
+    assert alone.design_effect == 100
+    assert alone.high > 0.5
+
+
+def test_a_metric_in_one_stretch_is_not_bounded():
+    drawn = np.random.default_rng(0).normal(0.02, 0.01, 400)
+    found = metric_loss(
+        0.02, drawn, np.r_[np.nan, np.zeros(7)], incidents=40, blocks=40, alpha=ALPHA
+    )
+    assert found.high == pytest.approx(0.02 + 0.95, rel=CLOSE)
+
+
 def test_a_metric_whose_resamples_agree_gets_no_zero_width():
-    estimate = metric_loss(0.0, np.zeros(400), incidents=30, blocks=40, alpha=ALPHA)
+    estimate = metric_loss(0.0, np.zeros(400), ALIKE, incidents=30, blocks=40, alpha=ALPHA)
     assert estimate.high == pytest.approx(1 - ALPHA ** (1 / 30), rel=CLOSE)
 
 
 def test_a_metric_of_few_incidents_is_bound_by_students_t():
     drawn = np.random.default_rng(0).normal(0.02, 0.01, 4000)
-    few = metric_loss(0.02, drawn, incidents=4, blocks=40, alpha=ALPHA)
+    few = metric_loss(0.02, drawn, ALIKE, incidents=4, blocks=40, alpha=ALPHA)
     assert few.high == pytest.approx(0.02 + stats.t.ppf(0.95, 3) * drawn.std(), rel=CLOSE)
-    few_blocks = metric_loss(0.02, drawn, incidents=40, blocks=4, alpha=ALPHA)
+    few_blocks = metric_loss(0.02, drawn, ALIKE, incidents=40, blocks=4, alpha=ALPHA)
     assert few_blocks.high == few.high
 
 
@@ -238,7 +303,7 @@ def test_events_needed_hold_a_bound_that_is_wider_than_the_standard_error_says()
 
 def test_more_data_scales_events_to_days_and_admits_when_none_would_do():
     arms = as_caught(3, 0, 57)
-    estimate = recall_loss(*arms, resampled(*arms), incidents=60, blocks=100, alpha=ALPHA)
+    estimate = recall_loss(*arms, resampled(*arms), ALIKE, incidents=60, blocks=100, alpha=ALPHA)
     evidence = {
         "events": 60,
         "observed_days": 30.0,
@@ -255,52 +320,6 @@ def test_more_data_scales_events_to_days_and_admits_when_none_would_do():
     hopeless = more_data(estimate, limit=0.05, **evidence)
     assert (hopeless.events, hopeless.days) == (None, None)
     assert hopeless.text.startswith("No amount")
-
-
-def replicate(generator, *, bins, rate, memory, miss, luck, replications, limit):
-    """Judge simulated logs in which losses come and go with a slow hidden state.
-
-    Returns the share of replications whose loss is shown to be under `limit`.
-    """
-    passed = 0
-    rho = np.exp(-1 / memory)
-    for _ in range(replications):
-        noise = generator.normal(size=bins) * np.sqrt(1 - rho**2)
-        noise[0] /= np.sqrt(1 - rho**2)
-        hidden = remember(noise, rho)
-        events = np.flatnonzero(generator.random(bins) < rate)
-        strain = np.sqrt(0.5) * (hidden[events] + generator.normal(size=events.size))
-        lost = strain > stats.norm.ppf(1 - miss - luck)
-        won = ~lost & (generator.random(events.size) < luck / (1 - miss - luck))
-        loss, carries = np.zeros(bins), np.zeros(bins, dtype=bool)
-        loss[events], carries[events] = lost.astype(float) - won, True
-        block = choose_block(loss, carries, floor=5)
-        drawn = bootstrap(
-            {
-                "loss": lambda w, events=events, loss=loss: (
-                    w[events] @ loss[events] / w[events].sum()
-                )
-            },
-            bins,
-            block,
-            200,
-            seed=int(generator.integers(2**31)),
-        )["loss"]
-        estimate = recall_loss(
-            ~won, ~lost, drawn, incidents=events.size, blocks=bins // block, alpha=ALPHA
-        )
-        passed += estimate.high < limit
-    return passed / replications
-
-
-def test_a_true_loss_at_the_limit_seldom_passes_and_no_loss_often_does():
-    generator = np.random.default_rng(20)
-    world = {"bins": 3000, "rate": 0.03, "memory": 30, "luck": 0.02, "limit": 0.1}
-    replications = 600
-    false_go = replicate(generator, miss=0.1, replications=replications, **world)
-    three_sigma = 3 * np.sqrt(ALPHA * (1 - ALPHA) / replications)
-    assert false_go <= ALPHA + three_sigma
-    assert replicate(generator, miss=0.0, replications=100, **world) > 0.7
 
 
 def test_student_is_wider_than_normal_for_few_groups():

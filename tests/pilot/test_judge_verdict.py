@@ -159,6 +159,39 @@ def test_one_event_settles_nothing():
     assert (low, high) == pytest.approx((-0.95, 0.95), rel=CLOSE)
 
 
+def test_every_event_in_one_stretch_of_time_proves_nothing():
+    measurements = make_measurements(candidate_misses=8)
+    for name, arms in measurements.scores.items():
+        for table in arms.values():
+            late = table.time > np.quantile(table.time, 0.1)
+            table.label[late & (name == "judged")] = 0
+    plan = make_plan(quality={"loss_limit": 0.5, "minimum_events": 1})
+    result = judge(measurements, plan)
+    assert statuses(result)[HEADLINE] != "pass"
+
+
+def test_every_event_on_one_entity_is_judged_as_any():
+    events, one_machine = 60, {"entities": 1, "spacing": 60}
+    caught = np.ones(events, bool)
+    arms = dict.fromkeys(("incumbent", "incumbent_again", "candidate"), caught)
+    assert judge(make_measurements(fleet_scores(arms, **one_machine)), make_plan()).verdict == "go"
+    arms["candidate"] = np.arange(events) % 2 == 0
+    lost = judge(make_measurements(fleet_scores(arms, **one_machine)), make_plan())
+    assert lost.verdict == "no-go"
+
+
+def test_a_tie_with_the_threshold_is_no_alarm():
+    measurements = make_measurements()
+    for arms in measurements.scores.values():
+        for table in arms.values():
+            table.score[:] = np.where(table.label > 0, 1.0, np.round(table.score))
+    result = judge(measurements, make_plan())
+    assert result.kpi("quality/candidate_event_recall").value == 0
+    assert result.kpi("quality/discordance").value == 0
+    # Two arms that catch nothing agree: that is shown by 120 events, and the recall says the rest.
+    assert result.kpi(HEADLINE).value == 0
+
+
 def rescored(measurements: Measurements, arms: tuple[str, ...], slices, value) -> Measurements:
     scores = {
         name: {

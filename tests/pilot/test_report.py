@@ -116,12 +116,27 @@ def test_sections_come_in_the_order_of_a_decision(pages: dict[str, Page]) -> Non
         "Limits of the plan",
         "Quality",
         "Latency",
+        "Money",
         "When each part of the candidate ran",
         "What was not measured",
         "All figures",
         "Data and provenance",
         "Decision",
     ]
+
+
+def test_money_stands_in_three_cases_on_two_bases_with_its_sources(pages: dict[str, Page]) -> None:
+    html = pages["go"].html.split("<h2>Money</h2>")[1].split("<h2>")[0]
+    rows = {
+        re.sub(r"<.*?>", "", row.split("</th>")[0]): re.findall(r"<td.*?>(.*?)</td>", row)
+        for row in html.split("<tr>")
+    }
+    payback = rows["Set-up is paid back in"]
+    assert [cell.endswith(" years") for cell in payback] == [True] * 3 + [False] * 3
+    assert payback[3:] == ["never"] * 3
+    assert rows["Net present value"] == ["not measured"] * 6  # the plan has no horizon
+    assert rows["Set-up, once"] == ["40 EUR", "offer of &lt;i&gt;spring&lt;/i&gt;"]
+    assert rows["Horizon and discount rate"] == ["not in the plan", ""]
 
 
 @pytest.mark.parametrize("kind", KINDS)

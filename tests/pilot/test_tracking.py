@@ -97,6 +97,11 @@ def test_the_verdict_and_every_gate_are_tags(store: Store, kind: str) -> None:
     assert {name: value for name, value in tags.items() if name.startswith("sma.gate.")} == {
         f"sma.gate.{kpi.name.replace('/', '_')}": kpi.status for kpi in result.kpis if kpi.is_gate
     }
+    # No machine is given back in this plan, and a word says what no metric can.
+    assert tags["sma.payback.capacity"] == "never (conservative never, optimistic never)"
+    years = pilot.data.metrics["cost/usage/base/payback_years"]
+    assert tags["sma.payback.usage"].startswith(f"{years:.1f} years (conservative ")
+    assert "cost/capacity/base/payback_years" not in pilot.data.metrics
 
 
 def test_every_gate_stands_beside_its_bounds_and_limit(store: Store) -> None:

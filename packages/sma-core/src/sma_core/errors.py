@@ -30,7 +30,11 @@ class StreamingError(SMAError, RuntimeError):
 
 
 class TrainingError(SMAError, RuntimeError):
-    """Training cannot go on: the folder is taken, or the loss left the range of numbers."""
+    """Training cannot go on: the folder is taken, or another process of the run failed."""
+
+
+class DivergenceError(TrainingError):
+    """Training left the range of numbers: a gradient or a loss is not finite."""
 
 
 class FleetError(SMAError, ValueError):

@@ -21,7 +21,7 @@ import torch
 from sma_core.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from sma_core.config import ArchitectureConfig, config_to_dict
 from sma_core.dataset import PreparedDataset, WindowSampler
-from sma_core.errors import DatasetError, TrainingError
+from sma_core.errors import DatasetError, DivergenceError, TrainingError
 from sma_core.files import digest_of
 from sma_core.model import SequenceModel, build_model
 from sma_core.objectives import activation_rates, task_loss
@@ -36,13 +36,14 @@ from sma_core.parallel import (
 )
 from sma_core.training_checks import check_fit
 from sma_core.training_config import TrainingConfig
-from sma_core.training_state import Progress, TrainingState
+from sma_core.training_state import Progress, TrainingState, rename
 from sma_core.training_step import Stepper, learning_rate, parameter_groups, steps_of
 
 __all__ = [
     "FitResult",
     "Progress",
     "TrainingConfig",
+    "adopt",
     "check_fit",
     "evaluate",
     "fit",
@@ -95,6 +96,7 @@ def fit(
     device: torch.device | str | None = None,
     provenance: Mapping[str, Any] | None = None,
     parallel: Parallel = ALONE,
+    until: int | None = None,
 ) -> FitResult:
     """Train on the split "train", stop early on "validation", leave a checkpoint in `folder`.
 
@@ -121,6 +123,8 @@ def fit(
     parallel : Parallel
         The processes that train together, from `sma_core.parallel.join`. All call `fit` with the
         same arguments, and see the same folders; another number of them may take up a run.
+    until : int, optional
+        Stop after that step, with the state saved, to be taken up by another call.
 
     Returns
     -------
@@ -132,19 +136,16 @@ def fit(
     ConfigError, DatasetError
         When the model and the data set do not fit each other.
     TrainingError
-        When the folder holds another model or its training, or the loss is not a number.
+        When the folder holds another model or its training.
+    DivergenceError
+        When a gradient or the validation loss is not finite.
     Stopped
-        When several processes were asked to stop, by SIGINT or SIGTERM: the state is saved.
+        After `until`, or when several processes were asked to stop, by SIGINT or SIGTERM: the
+        state is saved.
     """
     folder = Path(folder)
     check_fit(config, dataset, training, processes=parallel.size)
-    digest = digest_of(
-        {
-            "config": config_to_dict(config),
-            "training": training.to_dict(),
-            "dataset": dataset.card.digest,
-        }
-    )
+    digest = _digest(config, dataset, training)
     (finished,) = parallel.from_main([float((folder / CARD_FILE).is_file())])
     if finished:
         return _finished(folder, digest)
@@ -152,7 +153,7 @@ def fit(
     # The caller's random numbers stay as they are.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         run = _Run(config, dataset, training, folder / _STATE_FOLDER, digest, device, parallel)
-        run.train(on_progress)
+        run.train(on_progress, until)
         state = run.state
         model = build_model(config)
     record = {
@@ -175,6 +176,43 @@ def fit(
         shutil.rmtree(folder / _STATE_FOLDER)
     parallel.wait()
     return _result(folder, record)
+
+
+def adopt(
+    config: ArchitectureConfig, dataset: PreparedDataset, training: TrainingConfig, folder: Path
+) -> None:
+    """Let `fit` take up an unfinished run of the same model and data with other settings.
+
+    The state of a run belongs to its settings, so that none changes by mistake. Here it is meant,
+    as in population-based training: weights and moments stay, what the settings say changes from
+    the next step on.
+
+    Parameters
+    ----------
+    config, dataset
+        Those of the run.
+    training
+        Settings to go on with.
+    folder
+        Of the run, or of a copy of it.
+
+    Raises
+    ------
+    TrainingError
+        When no unfinished run is there.
+    """
+    rename(Path(folder) / _STATE_FOLDER, _digest(config, dataset, training))
+
+
+def _digest(config: ArchitectureConfig, dataset: PreparedDataset, training: TrainingConfig) -> str:
+    """Name a run."""
+    return digest_of(
+        {
+            "config": config_to_dict(config),
+            "training": training.to_dict(),
+            "dataset": dataset.card.digest,
+        }
+    )
 
 
 class _Run:
@@ -222,18 +260,25 @@ class _Run:
                 f"{parallel.rank} after {self.state.step}: name a folder that all processes share"
             )
 
-    def train(self, on_progress: Callable[[Progress], None] | None) -> None:
+    def train(self, on_progress: Callable[[Progress], None] | None, until: int | None) -> None:
         if self.parallel.size == 1:
-            self._train(on_progress, StopRequest())
+            self._train(on_progress, StopRequest(), until)
             return
         with stop_requests() as request:
-            self._train(on_progress if self.parallel.main else None, request)
+            self._train(on_progress if self.parallel.main else None, request, until)
 
-    def _train(self, on_progress: Callable[[Progress], None] | None, request: StopRequest) -> None:
+    def _train(
+        self,
+        on_progress: Callable[[Progress], None] | None,
+        request: StopRequest,
+        until: int | None,
+    ) -> None:
         training, state = self.training, self.state
         began, seconds_before, tokens = time.perf_counter(), state.seconds, 0
         # A run that was stopped after its last step, or that had lost patience, has nothing to do.
         while state.step < training.max_steps and state.stale < training.patience:
+            if until is not None and state.step >= until:
+                raise Stopped(f"stopped after step {state.step}, as asked beforehand")
             done = self.stepper.take(state.step, self.device, stop=request.asked)
             tokens += done.steps
             state.step += 1
@@ -252,7 +297,7 @@ class _Run:
                 progress = self._evaluate(progress)
             state.seconds = seconds_before + time.perf_counter() - began
             due = last or state.step % training.checkpoint_every == 0 or self._out_of_patience
-            if due or done.stop:
+            if due or done.stop or state.step == until:
                 state.save(
                     self.folder,
                     self.digest,
@@ -280,7 +325,7 @@ class _Run:
             parallel=self.parallel,
         )
         if not math.isfinite(metrics["loss"]):
-            raise TrainingError(
+            raise DivergenceError(
                 f"step {state.step}: the validation loss is not finite: lower "
                 "learning_rate, or look for extreme values in the data"
             )
@@ -298,6 +343,7 @@ class _Run:
             validation_loss=metrics["loss"],
             activation_rate=metrics.get("activation_rate"),
             tokens_per_second=progress.tokens_per_second,
+            validation_accuracy=metrics.get("accuracy"),
         )
         state.history.append(evaluated)
         return evaluated

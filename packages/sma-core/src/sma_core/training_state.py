@@ -39,6 +39,8 @@ class Progress:
         evaluated, else over the training batch. None when the model does not route.
     tokens_per_second : float
         Training time steps a second since this process began, over all processes of the run.
+    validation_accuracy : float or None
+        Measured with the loss, in classification.
     """
 
     step: int
@@ -47,6 +49,7 @@ class Progress:
     validation_loss: float | None
     activation_rate: float | None
     tokens_per_second: float
+    validation_accuracy: float | None = None
 
 
 @dataclass
@@ -157,6 +160,24 @@ class TrainingState:
                 f"{path} is damaged ({error}): remove it to train from the start"
             ) from error
         return state
+
+
+def rename(folder: Path, digest: str) -> None:
+    """Let another run take up the state in `folder`: the one that `digest` names.
+
+    Raises
+    ------
+    TrainingError
+        When there is no state, or it is damaged.
+    """
+    path = folder / STATE_FILE
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"{path} is absent or damaged ({error})") from error
+    write_tensors(path, tensors, {**metadata, "digest": digest})
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

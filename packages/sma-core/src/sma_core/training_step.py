@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sma_core.dataset import Batch, WindowSampler
-from sma_core.errors import TrainingError
+from sma_core.errors import DivergenceError
 from sma_core.objectives import (
     activation_rates,
     routing_loss,
@@ -100,7 +100,7 @@ class Stepper:
 
         Raises
         ------
-        TrainingError
+        DivergenceError
             The gradient is not finite, in every process alike.
         """
         training, parallel, model = self._training, self._parallel, self._spread.model
@@ -142,7 +142,7 @@ class Stepper:
         loss, rate = parallel.sum([loss, rate])
         norm = whole(nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip))
         if not math.isfinite(norm.item()):
-            raise TrainingError(
+            raise DivergenceError(
                 f"step {step + 1}: the gradient is not finite (loss {loss:g}): lower "
                 "learning_rate, or look for extreme values in the data"
             )

@@ -6,7 +6,7 @@ for all, so an interval is about initialisation and order of the data, not about
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.special import stdtrit
@@ -38,8 +38,9 @@ class ArmSummary:
         The nuisance values that stand for it, as text; empty when there are none.
     seeds
         Seeds that finished with those values.
-    failed, unfinished
-        Trials of the arm that failed, and that have not ended, whatever their nuisance values.
+    failed, stopped, unfinished
+        Trials of the arm that failed, that were stopped as others were better, and that have not
+        ended, whatever their nuisance values.
     objective
         On the test split.
     difference
@@ -56,6 +57,7 @@ class ArmSummary:
     nuisance: str = ""
     seeds: int = 0
     failed: int = 0
+    stopped: int = 0
     unfinished: int = 0
     target_rate: float | None = None
     objective: Estimate | None = None
@@ -116,7 +118,8 @@ def chosen_trials(
     """Return the finished trials that stand for each arm: those with its best nuisance values.
 
     Best is the mean objective on validation over seeds. Values that finished fewer seeds than
-    others do not win. The list is empty for an arm of which none has finished.
+    others do not win. Of a population the best member stands for its seed. The list is empty for an
+    arm of which none has finished.
     """
     arms: dict[str, list[TrialRecord]] = {}
     for record in records:
@@ -144,17 +147,21 @@ def validation_cost(record: TrialRecord, objective: Objective) -> float:
 
 
 def _chosen(members: Sequence[TrialRecord], objective: Objective) -> list[TrialRecord]:
-    """Finished trials with the nuisance values that stand for an arm."""
-    groups: dict[str, list[TrialRecord]] = {}
+    """Finished trials with the nuisance values that stand for an arm: one for each seed."""
+    groups: dict[str, dict[int, TrialRecord]] = {}
     for record in members:
         if record.result is not None:
-            groups.setdefault(record.trial.nuisance_label, []).append(record)
+            group = groups.setdefault(record.trial.choice, {})
+            other = group.setdefault(record.trial.seed, record)
+            if validation_cost(record, objective) < validation_cost(other, objective):
+                group[record.trial.seed] = record
 
     # Values that finished fewer seeds than others must not win by a lucky one.
-    def rank(group: list[TrialRecord]) -> tuple[int, float]:
-        return -len(group), statistics.fmean(validation_cost(record, objective) for record in group)
+    def rank(group: Mapping[int, TrialRecord]) -> tuple[int, float]:
+        costs = [validation_cost(record, objective) for record in group.values()]
+        return -len(group), statistics.fmean(costs)
 
-    return min(groups.values(), key=rank, default=[])
+    return list(min(groups.values(), key=rank, default={}).values())
 
 
 def _row(
@@ -170,9 +177,10 @@ def _row(
 
     return ArmSummary(
         arm=arm,
-        nuisance=chosen[0].trial.nuisance_label if chosen else "",
+        nuisance=chosen[0].trial.choice if chosen else "",
         seeds=len(chosen),
-        failed=sum(record.status == "failed" for record in members),
+        failed=sum(record.failed for record in members),
+        stopped=sum(record.status == "stopped" for record in members),
         unfinished=sum(record.status in ("pending", "running") for record in members),
         target_rate=members[0].trial.target_rate,
         objective=mean_interval(list(values.values())) if values else None,

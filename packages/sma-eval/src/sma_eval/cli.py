@@ -18,10 +18,13 @@ from sma_eval.console import ConsoleProgress
 from sma_eval.errors import StudyError
 from sma_eval.estimate import estimate_cost
 from sma_eval.experiment import Outcome
+from sma_eval.failures import FAILURES
 from sma_eval.folder import STUDY_FILE, in_use
 from sma_eval.report import arms_frame, trials_frame
+from sma_eval.search_report import efforts
 from sma_eval.space import Trial
 from sma_eval.study import Study, load_study
+from sma_eval.tasks import Prepared
 
 app = typer.Typer(
     name="sma-eval",
@@ -98,10 +101,10 @@ def run(
         return
     folder = out or Path("runs") / plan.name
     before = Outcome.read(folder) if (folder / STUDY_FILE).exists() else None
-    _say(f"study {plan.name} {plan.digest[:12]}: {len(trials)} trials, folder {folder}")
+    _say(f"{_headline(plan, trials)}, folder {folder}")
     for trial in trials:
         _say(f"  {trial.id}  {trial.label}")
-    ended = before.count("finished", "failed") if before else 0
+    ended = before.count("finished", "stopped", *FAILURES) if before else 0
     outcome = experiment.run(
         plan,
         data=data,
@@ -109,7 +112,7 @@ def run(
         cache=cache,
         address=address,
         tracking_uri=tracking_uri,
-        observers=[ConsoleProgress(plan, len(trials), ended)],
+        observers=[ConsoleProgress(plan, plan.trials, ended)],
     )
     _finish(outcome, as_json)
 
@@ -129,16 +132,79 @@ def resume(
     Example: `sma-eval resume runs/smoke`
     """
     before = Outcome.read(study_dir)
-    ended = before.count("finished") if retry_failed else before.count("finished", "failed")
-    _say(f"study {before.folder.study.name}: {ended} of {len(before.records)} trials have ended")
+    study = before.folder.study
+    ended = before.count("finished", "stopped", *(() if retry_failed else FAILURES))
+    _say(f"study {study.name}: {ended} of {study.trials} trials have ended")
     outcome = experiment.resume(
         study_dir,
         address=address,
         tracking_uri=tracking_uri,
-        observers=[ConsoleProgress(before.folder.study, len(before.records), ended)],
+        observers=[ConsoleProgress(study, study.trials, ended)],
         retry_failed=retry_failed,
     )
     _finish(outcome, as_json)
+
+
+@app.command()
+def submit(
+    study: StudyFile,
+    address: Annotated[
+        str,
+        typer.Option("--address", help="The cluster's dashboard.", metavar="http://HOST:8265"),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", help="The study folder, as all nodes see it.", metavar="DIR")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Where relative data set paths start, there.", metavar="DIR"),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option("--cache", help="Generated data that studies share, there.", metavar="DIR"),
+    ] = None,
+    tracking_uri: Annotated[
+        # Not from this machine's environment: its store is hardly the cluster's.
+        str | None,
+        typer.Option("--tracking-uri", help="MLflow store, as the cluster's head sees it."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study as a job on a Ray cluster: the study file goes there, its log comes back.
+
+    The exit code is that of the run. The same command again goes on where the study stopped.
+
+    Example: `sma-eval submit study.toml --address http://head:8265 --out /shared/runs/study`
+    """
+    from sma_eval.submission import JobServer, study_command  # Ray takes seconds to import
+
+    plan = load_study(study)
+    if not isinstance(plan.task, Prepared):  # which only the cluster may see
+        _say(f"{len(experiment.list_trials(plan, Path()))} trials")
+    places = {"out": out, "data": data, "cache": cache, "tracking-uri": tracking_uri}
+    command = study_command(study.name, places)
+    server = JobServer(address)
+    job = server.submit(study, command, {"study": plan.name, "digest": plan.digest})
+    _say(f"job {job.id}: {command}")
+    goes_on = f"the job goes on; stop it with: ray job stop {job.id} --address {address}"
+    try:
+        if wait:
+            job = server.follow(job.id, lambda text: typer.echo(text, nl=False, err=True))
+    except (KeyboardInterrupt, StudyError):
+        _say(goes_on)
+        raise
+    if as_json:
+        _print_json({"study": plan.name, "digest": plan.digest, "address": address, **asdict(job)})
+    else:
+        typer.echo(f"{job.id} {job.status}")
+    if not wait:
+        _say(f"follow it with: ray job logs {job.id} --follow --address {address}")
+    elif job.status != "SUCCEEDED":
+        _say(job.message)
+        raise typer.Exit(130 if job.status == "STOPPED" else job.exit_code or 1)
 
 
 @app.command()
@@ -155,14 +221,16 @@ def status(study_dir: StudyDir, as_json: AsJson = False) -> None:
         _print_json({**_summary(outcome), "active": active, "trials": trials[columns].to_dicts()})
         return
     counts = _summary(outcome)["counts"]
-    parts = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    typer.echo(f"{outcome.folder.study.name}: {len(outcome.records)} trials: {parts}")
+    parts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n)
+    study = outcome.folder.study
+    typer.echo(f"{study.name}: {study.trials} trials: {parts}")
     for record in outcome.records:
         if record.status == "running":
             budget = record.trial.training["max_steps"]
             typer.echo(f"  {record.trial.label}: step {record.step} of {budget}")
-        elif record.status == "failed":
-            typer.echo(f"  {record.trial.label}: failed: {record.reason}")
+        elif record.failed:
+            how = record.status.replace("_", " ")
+            typer.echo(f"  {record.trial.label}: {how}: {record.reason}")
     if active:
         typer.echo("a driver is at work")
     elif not outcome.complete:
@@ -229,7 +297,7 @@ def main() -> None:
 def _finish(outcome: Outcome, as_json: bool) -> None:
     _print_outcome(outcome, as_json)
     path = outcome.folder.path
-    if failed := outcome.count("failed"):
+    if failed := outcome.count(*FAILURES):
         _say(f"{failed} trials failed; see `sma-eval status {path}`")
     if not outcome.complete:
         _say(f"stopped; go on with: sma-eval resume {path}")
@@ -243,6 +311,7 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
         _print_json(
             {
                 **_summary(outcome),
+                "efforts": [asdict(effort) for effort in efforts(outcome.records)],
                 "arms": arms_frame(outcome.rows).to_dicts(),
                 "findings": asdict(outcome.findings),
                 "conclusion": outcome.conclusion,
@@ -258,25 +327,33 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "study": study.name,
         "digest": study.digest,
         "folder": str(outcome.folder.path),
-        "objective": study.objective.model_dump(),
+        "objective": study.objective.model_dump(exclude_defaults=True),
         "counts": {
-            name: outcome.count(name) for name in ("finished", "failed", "running", "pending")
+            **{name: outcome.count(name) for name in ("finished", *FAILURES, "stopped", "running")},
+            "pending": outcome.count("pending") + outcome.unknown,
         },
     }
 
 
 def _print_trials(study: Study, trials: tuple[Trial, ...], as_json: bool) -> None:
-    cost = estimate_cost(trials, study.resources)
+    cost = estimate_cost(study, trials)
     if as_json:
         content = [{"label": trial.label, **trial.to_dict()} for trial in trials]
         _print_json(
             {"study": study.name, "digest": study.digest, "cost": asdict(cost), "trials": content}
         )
         return
-    typer.echo(f"study {study.name} {study.digest[:12]}: {len(trials)} trials")
+    typer.echo(_headline(study, trials))
     for trial in trials:
         typer.echo(f"  {trial.id}  {trial.label}")
     typer.echo(str(cost))
+
+
+def _headline(study: Study, trials: tuple[Trial, ...]) -> str:
+    head = f"study {study.name} {study.digest[:12]}: {study.trials} trials"
+    if len(trials) < study.trials:
+        head += f" (the first {len(trials)} are known, Optuna asks for the others)"
+    return head
 
 
 def _print_json(content: dict[str, Any]) -> None:

@@ -47,8 +47,11 @@ class ConsoleProgress:
 
     def _verdict(self, record: TrialRecord) -> str:
         result = record.result
+        if record.status == "stopped":
+            return escape(record.reason or "stopped")
         if result is None:
-            return f"[red]failed[/red]: {escape(record.reason or 'no reason known')}"
+            how = record.status.replace("_", " ")
+            return f"[red]{how}[/red]: {escape(record.reason or 'no reason known')}"
         return (
             f"{self._metric} {result.test[self._metric]:.4f}, active "
             f"{result.test['activation_rate']:.3f}, {result.steps} steps, {result.seconds:.0f} s"

@@ -1,6 +1,7 @@
 """Studies as functions: run, resume, look, export. The command line only parses and prints."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -24,6 +25,8 @@ from sma_eval.report import (
     trials_frame,
     write_parquet,
 )
+from sma_eval.rounds import Round, next_round
+from sma_eval.search_report import describe_search
 from sma_eval.space import Trial, expand
 from sma_eval.study import Study
 
@@ -80,21 +83,36 @@ class Outcome:
 
     @property
     def conclusion(self) -> list[str]:
-        """The findings in plain words."""
-        return conclude(self.findings, self.folder.study.objective)
+        """What the searches of the arms have spent, then the findings in plain words."""
+        study = self.folder.study
+        return [
+            *describe_search(self.records, study),
+            *conclude(self.findings, study.objective),
+        ]
 
     def count(self, *statuses: str) -> int:
         """Count the trials of some statuses."""
         return sum(record.status in statuses for record in self.records)
 
     @property
+    def unknown(self) -> int:
+        """Number of trials that a search has yet to ask for."""
+        return self.folder.study.trials - len(self.records)
+
+    @property
     def complete(self) -> bool:
-        """Whether every trial has ended."""
-        return all(record.ended for record in self.records)
+        """Whether every trial has ended, and a search has asked for all of them."""
+        return not self.unknown and all(record.ended for record in self.records)
 
 
 def list_trials(study: Study, data: Path) -> tuple[Trial, ...]:
-    """List a study's trials, without running or writing anything; the errors are those of `run`."""
+    """List the trials of a study that are known beforehand, without running or writing anything.
+
+    Raises
+    ------
+    StudyError, SMAError
+        As of `run`.
+    """
     return expand(study, *study.task.describe(data))
 
 
@@ -282,25 +300,36 @@ def _carry_out(
 
     study, path = folder.study, folder.path
     folder.require_dataset(PreparedDataset.open(folder.dataset_path, verify=True).card.digest)
-    todo = [
-        _restartable(record, path)
-        for record in folder.read_records()
-        if not record.ended or (retry_failed and record.status == "failed")
-    ]
+    for record in folder.read_records():
+        if (again := _restartable(record, path, retry_failed)) is not record:
+            folder.write_record(again)
     tracker = Tracker(folder, tracking_uri or default_uri(folder))
+    everyone = [folder, tracker, *observers]
     try:
-        if todo:
-            with connected(address, study.resources):
-                sweep(
-                    todo,
-                    root=path,
-                    attempt=folder.new_attempt(),
-                    dataset=folder.dataset_path,
-                    test_split=study.task.test or "validation",
-                    provenance={"study": study.name, "study_digest": study.digest},
-                    resources=study.resources,
-                    observers=[folder, tracker, *observers],
-                )
+        now = next_round(study, folder.read_records())
+        with connected(address, study.resources) if now else nullcontext():
+            while now is not None:
+                folder = folder.extended(now.trials)
+                for record in map(folder.adopted, now.changed):
+                    for observer in everyone:
+                        observer.update(record, None)
+                records = folder.read_records()
+                if todo := _current(now.todo, records):
+                    sweep(
+                        study,
+                        replace(now, todo=todo),
+                        records,
+                        root=path,
+                        attempt=folder.new_attempt(),
+                        dataset=folder.dataset_path,
+                        provenance={"study": study.name, "study_digest": study.digest},
+                        observers=everyone,
+                    )
+                    records = folder.read_records()
+                    if any(not _through(one, now) for one in _current(now.todo, records)):
+                        break  # stopped by the user
+                    folder.prune(records)
+                now = next_round(study, records)
     finally:
         outcome = Outcome.read(path)
         write_report(outcome)
@@ -323,8 +352,23 @@ def _carry_out(
     return outcome
 
 
-def _restartable(record: TrialRecord, path: Path) -> TrialRecord:
-    """Forget a checkpoint that has gone: its trial then starts from the beginning."""
-    if record.checkpoint is None or (path / record.checkpoint).is_dir():
+def _restartable(record: TrialRecord, path: Path, retry_failed: bool) -> TrialRecord:
+    """Forget a failure that is tried again, and a checkpoint that has gone: it starts afresh."""
+    if record.failed and retry_failed:
+        record = replace(record, status="pending", reason=None, traceback=None)
+    if record.ended or record.checkpoint is None or (path / record.checkpoint).is_dir():
         return record
     return replace(record, checkpoint=None, step=0)
+
+
+def _current(
+    todo: Sequence[TrialRecord], records: Sequence[TrialRecord]
+) -> tuple[TrialRecord, ...]:
+    """Return the records of some trials as they stand now."""
+    wanted = {record.trial.id for record in todo}
+    return tuple(record for record in records if record.trial.id in wanted)
+
+
+def _through(record: TrialRecord, now: Round) -> bool:
+    """Whether a trial has come to the end of a round."""
+    return record.ended or (now.until is not None and record.step >= now.until)

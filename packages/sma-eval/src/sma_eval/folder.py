@@ -97,7 +97,8 @@ class StudyFolder:
     study
         The study frozen in it.
     trials
-        All its trials, frozen too: a later version of the library may expand the study otherwise.
+        Its trials, frozen too: a later version of the library may expand the study otherwise. Those
+        that a search asks for while the study runs are added.
     key
         Names this execution of the study, wherever the folder is moved.
     dataset
@@ -153,6 +154,32 @@ class StudyFolder:
         folder = replace(self, study=study)
         write_json(self.path / STUDY_FILE, folder._to_dict())
         return folder
+
+    def extended(self, trials: Sequence[Trial]) -> Self:
+        """Return the folder with more trials frozen in it."""
+        if not trials:
+            return self
+        folder = replace(self, trials=(*self.trials, *trials))
+        write_json(self.path / STUDY_FILE, folder._to_dict())
+        return folder
+
+    def adopted(self, record: TrialRecord) -> TrialRecord:
+        """Give a trial that takes over another's checkpoint a copy of its own.
+
+        The donor goes on and leaves its checkpoint behind, to be deleted.
+        """
+        if not record.moves or record.ended or record.checkpoint is None:
+            return record
+        source = self.path / record.checkpoint
+        move = record.moves[-1]
+        name = f"after-{move.step:07d}-of-{move.donor}"
+        copy = source.parents[1] / record.trial.id / name
+        if not copy.exists():
+            partial = copy.with_name(f".{name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source, partial)
+            partial.rename(copy)
+        return replace(record, checkpoint=str(copy.relative_to(self.path)))
 
     def _to_dict(self) -> dict[str, Any]:
         return {
@@ -259,13 +286,11 @@ class StudyFolder:
 
     def prune(self, records: Sequence[TrialRecord]) -> None:
         """Delete what no record needs: overtaken checkpoints, and Ray's own driver state."""
-        kept = {Path(record.checkpoint).parent for record in records if record.checkpoint}
+        kept = {self.path / record.checkpoint for record in records if record.checkpoint}
+        parents = {checkpoint.parent for checkpoint in kept}
         for entry in (self.path / RAY).glob("attempt-*/*"):
-            if entry.is_file():
-                entry.unlink()
-            elif entry.relative_to(self.path) not in kept:
-                shutil.rmtree(entry)
-            else:
-                for file in entry.iterdir():
-                    if file.is_file():
-                        file.unlink()
+            for old in entry.iterdir() if entry in parents else [entry]:
+                if old.is_file():
+                    old.unlink()
+                elif old not in kept:
+                    shutil.rmtree(old)

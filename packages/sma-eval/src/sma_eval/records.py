@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
 
+from sma_eval.failures import FAILURES, Failure
+from sma_eval.search import Choice
 from sma_eval.space import Trial
 
 
@@ -48,6 +50,25 @@ class TrialResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Move:
+    """A member of a population took over from another.
+
+    Parameters
+    ----------
+    step
+        Optimiser step after which it did.
+    donor
+        Id of the trial whose weights it went on with.
+    nuisance
+        The values that it went on with.
+    """
+
+    step: int
+    donor: str
+    nuisance: Choice
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One trial as it stands: what it is, how far it came, and what came of it.
 
@@ -56,20 +77,28 @@ class TrialRecord:
     trial
         What it is.
     status
-        ``pending`` before its first report; ``running`` also after its driver died.
+        ``pending`` before its first report; ``running`` also after its driver died; ``stopped``
+        when others were better, which is no failure; without a result it otherwise ends in one of
+        `FAILURES`.
     step
         Optimiser steps reported.
+    curve
+        The objective on validation at every evaluation: pairs of optimiser step and value.
+    moves
+        Of a member of a population: when it took over from another.
     checkpoint
         Folder of its latest checkpoint, relative to the study folder.
     result
         Figures, once finished.
     reason, traceback
-        Why it failed, once failed: one line, and where in the code when it threw.
+        Why it ended without a result: one line, and where in the code when it threw.
     """
 
     trial: Trial
-    status: Literal["pending", "running", "finished", "failed"] = "pending"
+    status: Literal["pending", "running", "finished", "stopped"] | Failure = "pending"
     step: int = 0
+    curve: tuple[tuple[int, float], ...] = ()
+    moves: tuple[Move, ...] = ()
     checkpoint: str | None = None
     result: TrialResult | None = None
     reason: str | None = None
@@ -78,7 +107,22 @@ class TrialRecord:
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.status in ("finished", "failed")
+        return self.status in ("finished", "stopped") or self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was to end with a result and did not."""
+        return self.status in FAILURES
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The configuration that it trains with now: moves have changed its nuisance values."""
+        return {**self.trial.training, **(self.moves[-1].nuisance if self.moves else {})}
+
+    def measured(self, step: int, value: float) -> Self:
+        """Return the record with an evaluation; one that went back measures again."""
+        before = tuple(point for point in self.curve if point[0] < step)
+        return dataclasses.replace(self, curve=(*before, (step, value)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -89,6 +133,8 @@ class TrialRecord:
         """Read the JSON form."""
         values = dict(content)
         values["trial"] = Trial.from_dict(values["trial"])
+        values["curve"] = tuple((step, value) for step, value in values.get("curve", ()))
+        values["moves"] = tuple(Move(**move) for move in values.get("moves", ()))
         if values["result"] is not None:
             rates = tuple(tuple(layer) for layer in values["result"]["activation"])
             values["result"] = TrialResult(**{**values["result"], "activation": rates})
@@ -104,7 +150,8 @@ class Report:
     step
         Optimiser step.
     metrics
-        train_loss, tokens_per_second; validation_loss and activation_rate where measured.
+        train_loss, tokens_per_second; validation_loss, validation_accuracy and activation_rate
+        where measured; the present nuisance values of a member of a population.
     """
 
     step: int

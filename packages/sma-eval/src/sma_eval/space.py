@@ -1,12 +1,13 @@
 """From a study to its trials: every combination once, each with the same budget.
 
 An **arm** is one scientific value: a policy, at one activation rate if it learns towards one, with
-one pool. A **trial** is an arm with one choice of nuisance values and one seed.
+one pool. A **trial** is an arm with one choice of nuisance values and one seed. What Optuna chooses
+while a study runs is made into trials here too, and is checked as the rest is.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -22,6 +23,8 @@ from sma_core.files import digest_of
 from sma_core.routing import policy_class
 from sma_core.training import TrainingConfig
 from sma_eval.errors import FieldError
+from sma_eval.scheduler import Pbt
+from sma_eval.search import Choice
 from sma_eval.study import Study
 
 
@@ -62,6 +65,8 @@ class Trial:
         Of its arm.
     nuisance
         The nuisance values it tries, by field.
+    population
+        Whether it is a member of a population, which changes its nuisance values as it trains.
     seed
         Of initialisation and of the order of the data.
     model, training
@@ -74,7 +79,8 @@ class Trial:
     pool: str
     target_rate: float | None
     seed: int
-    nuisance: Mapping[str, int | float] = field(default_factory=dict)
+    nuisance: Choice = field(default_factory=dict)
+    population: bool = False
     model: Mapping[str, Any]
     training: Mapping[str, Any]
 
@@ -85,8 +91,13 @@ class Trial:
 
     @property
     def nuisance_label(self) -> str:
-        """Its nuisance values as text; empty when there are none."""
+        """Its nuisance values as text; empty when there are none. A member began with them."""
         return " ".join(f"{name}={value}" for name, value in self.nuisance.items())
+
+    @property
+    def choice(self) -> str:
+        """What it shares with the trials of other seeds that it stands for an arm with."""
+        return "" if self.population else self.nuisance_label
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -100,6 +111,8 @@ class Trial:
 
 def expand(study: Study, inputs: InputConfig, head: HeadConfig) -> tuple[Trial, ...]:
     """List the trials of a study, the seeds outermost: half a study already compares all arms.
+
+    Of a study that Optuna searches these are the first ones; `follow` makes the others.
 
     Parameters
     ----------
@@ -115,16 +128,43 @@ def expand(study: Study, inputs: InputConfig, head: HeadConfig) -> tuple[Trial, 
         are the same; the message names the place in the study file.
     """
     arms = list_arms(study, inputs, head)
-    choices = [
-        dict(zip(study.nuisance, values, strict=True))
-        for values in itertools.product(*study.nuisance.values())
-    ]
-    return tuple(
+    choices = study.search.known(study.nuisance)
+    trials = tuple(
         _trial(study, arm, nuisance, seed)
         for seed in study.seeds
         for arm in arms
         for nuisance in choices
     )
+    study.scheduler.check(trials[0].training)
+    for cost in study.objective.costs:
+        if cost != "flops_per_step" and not config_from_dict(arms[0].model).causal:
+            raise FieldError(
+                f"objective.costs: {cost} is measured of streams, and a model that looks ahead "
+                "(model.causal = false) has none"
+            )
+    return trials
+
+
+def follow(study: Study, like: Trial, choices: Sequence[Choice]) -> tuple[Trial, ...]:
+    """List the trials of more choices of nuisance values for an arm, with every seed.
+
+    Parameters
+    ----------
+    study
+        The study.
+    like
+        Any trial of the arm.
+    choices
+        What a search has asked for.
+    """
+    arm = Arm(
+        policy=like.policy,
+        pool=like.pool,
+        label=like.arm,
+        model=like.model,
+        target_rate=like.target_rate,
+    )
+    return tuple(_trial(study, arm, nuisance, seed) for seed in study.seeds for nuisance in choices)
 
 
 def list_arms(study: Study, inputs: InputConfig, head: HeadConfig) -> list[Arm]:
@@ -185,7 +225,7 @@ def _place(message: str, i: int, j: int) -> str:
     return f"model.{message}"
 
 
-def _trial(study: Study, arm: Arm, nuisance: Mapping[str, int | float], seed: int) -> Trial:
+def _trial(study: Study, arm: Arm, nuisance: Choice, seed: int) -> Trial:
     values = {**study.training, **nuisance, "seed": seed, "target_rate": arm.target_rate}
     whole = study.task.steps
     if whole is not None:
@@ -214,6 +254,9 @@ def _trial(study: Study, arm: Arm, nuisance: Mapping[str, int | float], seed: in
         "model": arm.model,
         "training": training,
     }
+    population = isinstance(study.scheduler, Pbt)
+    if population:  # the same values are only where it begins
+        content["population"] = True
     return Trial(
         id=digest_of(content)[:12],
         arm=arm.label,
@@ -221,6 +264,7 @@ def _trial(study: Study, arm: Arm, nuisance: Mapping[str, int | float], seed: in
         pool=arm.pool,
         target_rate=arm.target_rate,
         nuisance=dict(nuisance),
+        population=population,
         seed=seed,
         model=arm.model,
         training=training,

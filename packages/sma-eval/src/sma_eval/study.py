@@ -9,7 +9,6 @@ are the same everywhere. `Study.digest` is the fingerprint of everything that de
 import json
 import math
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -25,7 +24,10 @@ from pydantic import (
 
 from sma_core.files import digest_of
 from sma_eval.errors import FieldError
-from sma_eval.section import Section, Seed
+from sma_eval.resources import Resources
+from sma_eval.scheduler import Asha, NoScheduler, Pbt, Scheduler
+from sma_eval.search import GridSearch, Nuisance, OptunaSearch, Search
+from sma_eval.section import MAX_TRIALS, Section, Seed, distinct
 from sma_eval.tasks import TASKS, Task
 
 # What a study decides elsewhere cannot be set a second time in a table of fixed values.
@@ -43,26 +45,20 @@ _TRAINING_ELSEWHERE = {
 # Tuning one of these would give one arm more data or compute than another, or another metric.
 _BUDGET = ("max_steps", "batch_size", "window", "evaluate_every", "evaluate_batches", "patience")
 _MODES = {"loss": "min", "accuracy": "max"}
-MAX_TRIALS = 10_000
 _TASK_KINDS = [get_args(task.model_fields["kind"].annotation)[0] for task in TASKS]
-
-
-def _a_choice(values: Sequence[Any]) -> Sequence[Any]:
-    if not values:
-        raise ValueError("at least one entry is needed")
-    if len(values) > MAX_TRIALS:
-        raise ValueError(f"{len(values)} entries; a study has at most {MAX_TRIALS} trials")
-    for i, value in enumerate(values):
-        if value in values[:i]:
-            raise ValueError(f"{value!r} is listed twice")
-    return values
-
+# What a union's branches leave in the place of an error.
+_BRANCHES = {*_TASK_KINDS, "int", "float", "list", "range"} | {
+    get_args(section.model_fields["kind"].annotation)[0]
+    for union in (Search, Scheduler)
+    for section in get_args(get_args(union)[0])
+}
+Cost = Literal["flops_per_step", "latency_seconds", "state_bytes"]
 
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Rates = Annotated[
     tuple[Rate, ...],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list | tuple) else (value,)),
-    AfterValidator(_a_choice),
+    AfterValidator(distinct),
 ]
 
 
@@ -84,11 +80,11 @@ class PolicyEntry(BaseModel):
 class Scientific(Section, frozen=True):
     """What is compared: every policy, at each of its rates, with every pool."""
 
-    policy: Annotated[tuple[PolicyEntry, ...], AfterValidator(_a_choice)]
+    policy: Annotated[tuple[PolicyEntry, ...], AfterValidator(distinct)]
     """The first is the one that the others are compared with."""
     pool: Annotated[
         tuple[Annotated[tuple[dict[str, Any], ...], Field(min_length=1)], ...],
-        AfterValidator(_a_choice),
+        AfterValidator(distinct),
     ] = (({"kind": "gated_attention"},),)
     """Each entry is a list of sub-modules."""
 
@@ -98,6 +94,10 @@ class Objective(Section, frozen=True):
 
     metric: Literal["loss", "accuracy"]
     mode: Literal["min", "max"]
+    costs: Annotated[
+        tuple[Cost, ...], AfterValidator(lambda costs: distinct(costs) if costs else costs)
+    ] = ()
+    """What a search by Optuna drives down beside: figures of `sma_eval.records.TrialResult`."""
 
     @model_validator(mode="after")
     def _mode_fits_metric(self) -> Self:
@@ -107,25 +107,6 @@ class Objective(Section, frozen=True):
                 f"{'smaller' if self.mode == 'max' else 'larger'}: "
                 f"write mode = {_MODES[self.metric]!r}"
             )
-        return self
-
-
-class Resources(Section, frozen=True):
-    """What one trial takes from the machine or cluster, and how trials share it."""
-
-    cpus: Annotated[float, Field(gt=0.0)] = 1.0
-    gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """Below 1 several trials share a GPU."""
-    max_concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Trials at once; None: as many as fit."""
-    max_failures: Annotated[int, Field(ge=0)] = 2
-    """How often a trial whose machine or process died starts again from its checkpoint. A trial
-    that throws fails at once: it would throw again."""
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> Self:
-        if self.gpus > 1.0 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus: a share of one GPU or a whole number, not {self.gpus}")
         return self
 
 
@@ -141,11 +122,13 @@ class Study(Section, frozen=True):
     training: dict[str, Any]
     """Fixed fields of `sma_core.TrainingConfig`; ``max_steps`` is every arm's budget."""
     scientific: Scientific
-    nuisance: dict[str, Annotated[tuple[int | float, ...], AfterValidator(_a_choice)]] = Field(
-        default_factory=dict
-    )
+    nuisance: Nuisance = Field(default_factory=dict)
     """Fields of `sma_core.TrainingConfig` with the values tried; the best stands for its arm."""
-    seeds: Annotated[tuple[Seed, ...], AfterValidator(_a_choice)]
+    search: Search = GridSearch(kind="grid")
+    """How nuisance values are chosen."""
+    scheduler: Scheduler = NoScheduler(kind="none")
+    """Whether trials are stopped early, or changed on the way."""
+    seeds: Annotated[tuple[Seed, ...], AfterValidator(distinct)]
     objective: Objective
     resources: Resources = Resources()
 
@@ -157,6 +140,8 @@ class Study(Section, frozen=True):
         if "max_steps" not in self.training:
             raise ValueError("training.max_steps: missing; it is the equal budget of every arm")
         for name in self.nuisance:
+            if name == "checkpoint_every":
+                raise ValueError(f"nuisance.{name}: decides no figure; set it in [training]")
             if name in _BUDGET:
                 raise ValueError(
                     f"nuisance.{name}: part of the budget, which is equal for every "
@@ -169,12 +154,45 @@ class Study(Section, frozen=True):
         return self
 
     @model_validator(mode="after")
+    def _search_and_scheduler_go_together(self) -> Self:
+        search, scheduler = self.search, self.scheduler
+        search.check(self.nuisance)
+        if isinstance(scheduler, Asha | Pbt) and search.count(self.nuisance) < 2:
+            raise ValueError(
+                f"scheduler.kind: {scheduler.kind!r} compares the choices of nuisance values of "
+                "an arm, and there is only one; give several in [nuisance]"
+            )
+        if isinstance(scheduler, Pbt) and isinstance(search, OptunaSearch):
+            raise ValueError(
+                "scheduler.kind: 'pbt' changes the values itself, which Optuna would not learn "
+                "of; write search.kind = 'random' or 'grid'"
+            )
+        if self.objective.costs and not isinstance(search, OptunaSearch):
+            raise ValueError(
+                "objective.costs: only search.kind = 'optuna' goes by them; leave them out, the "
+                "report draws every front in any case"
+            )
+        if self.objective.costs and isinstance(scheduler, Asha):
+            raise ValueError(
+                "scheduler.kind: 'asha' stops trials by the objective alone, before their costs "
+                "are known; leave out objective.costs, or write kind = 'none'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_listed(self) -> Self:
-        arms = sum(len(policy.target_rate or (None,)) for policy in self.scientific.policy)
+        if isinstance(self.search, GridSearch):
+            tried = {
+                f"values of nuisance.{name}": len(values)
+                for name, values in self.nuisance.items()
+                if isinstance(values, tuple)
+            }
+        else:
+            tried = {"samples": self.search.samples}
         factors = {
-            "policies and rates": arms,
+            "policies and rates": self._rates,
             "pools": len(self.scientific.pool),
-            **{f"values of nuisance.{name}": len(tried) for name, tried in self.nuisance.items()},
+            **tried,
             "seeds": len(self.seeds),
         }
         if (trials := math.prod(factors.values())) > MAX_TRIALS:
@@ -185,9 +203,30 @@ class Study(Section, frozen=True):
         return self
 
     @property
+    def choices(self) -> int:
+        """Number of choices of nuisance values of every arm."""
+        return self.search.count(self.nuisance)
+
+    @property
+    def trials(self) -> int:
+        """Number of trials, those included that a search has yet to ask for."""
+        return self._rates * len(self.scientific.pool) * self.choices * len(self.seeds)
+
+    @property
+    def _rates(self) -> int:
+        return sum(len(policy.target_rate or (None,)) for policy in self.scientific.policy)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all that decides a figure; description and resources do not."""
         content = self.model_dump(mode="json", exclude={"description", "resources"})
+        # Fields that came later are left out where they say what was always done, so that the
+        # digest of a study from before them stays what it was.
+        for name in ("search", "scheduler"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del content[name]
+        if not self.objective.costs:
+            del content["objective"]["costs"]
         return digest_of(content)
 
 
@@ -234,8 +273,7 @@ def _refuse(table: dict[str, Any], elsewhere: dict[str, str], name: str) -> None
 
 def _describe(problem: Any) -> tuple[str, str]:
     # A union's branches leave their tags in the location; a user knows fields only.
-    tags = {*_TASK_KINDS, "int", "float"}
-    parts = [part for part in problem["loc"] if part not in tags]
+    parts = [part for part in problem["loc"] if part not in _BRANCHES]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     message = problem["msg"].removeprefix("Value error, ")
     message = message.replace("Extra inputs are not permitted", "unknown field")

@@ -41,6 +41,7 @@ _COSTS = (
     *("flops_per_step", "dense_flops_per_step", "latency_seconds", "state_bytes"),
     *("parameters", "best_step", "seconds"),
 )
+_ENDS = {"finished": "FINISHED", "stopped": "KILLED"}
 _MAX_METRICS = 1000  # of one log_batch
 _MAX_PARAMS = 100
 
@@ -117,6 +118,8 @@ class Tracker:
         self._records[record.trial.id] = record
         if report is not None:
             self._reports.setdefault(record.trial.id, []).append(report)
+        if _never_ran(record):
+            return
         if record.ended:
             with self._tolerated():
                 self._flush_trial(record.trial)
@@ -155,6 +158,8 @@ class Tracker:
         self._flush_at = 0.0
         with self._tolerated():
             for record in records:
+                if _never_ran(record):
+                    continue
                 if record.ended:
                     self._flush_trial(record.trial)
                     self._end(record)
@@ -297,7 +302,7 @@ class Tracker:
 
     def _end(self, record: TrialRecord) -> None:
         run = self._client.get_run(self._run(record.trial).info.run_id)
-        status = "FINISHED" if record.status == "finished" else "FAILED"
+        status = _ENDS.get(record.status, "FAILED")
         note = record.reason or ""
         if run.info.status == status and run.data.tags.get(_NOTE, "") == note:
             return
@@ -319,6 +324,11 @@ class Tracker:
         run_id = self._runs[trial.id].info.run_id
         self._client.set_tag(run_id, "sma.status", "interrupted")
         self._client.set_terminated(run_id, status="KILLED")
+
+
+def _never_ran(record: TrialRecord) -> bool:
+    """Whether a trial was stopped before it began: it has no run."""
+    return record.status == "stopped" and not record.step
 
 
 def _is_described(run: Run) -> bool:

@@ -1,4 +1,8 @@
-"""One trial: train, measure the best weights on the test split, count their cost. No Ray here."""
+"""One trial: train, measure the best weights on the test split, count their cost. No Ray here.
+
+Several processes may train it together: one calls `run_trial`, the others `train_along`, each with
+the variables that `sma_core.parallel.join` reads in its environment.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -6,20 +10,22 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sma_core.checkpoint import load_checkpoint
+from sma_core.checkpoint import CARD_FILE, load_checkpoint
 from sma_core.config import config_from_dict
 from sma_core.costs import dense_step_flops, parameter_count, state_bytes, step_flops
 from sma_core.dataset import PreparedDataset, Split, WindowSampler
 from sma_core.inputs import Inputs
 from sma_core.model import SequenceModel
 from sma_core.objectives import activation_rates
+from sma_core.parallel import Sharding, Stopped, join
 from sma_core.threads import compute_threads
-from sma_core.training import TrainingConfig, evaluate, fit
+from sma_core.training import TrainingConfig, adopt, evaluate, fit
 from sma_core.training_state import Progress
 from sma_eval.records import Report, TrialResult
 from sma_eval.space import Trial
@@ -39,9 +45,11 @@ def run_trial(
     test_split: str,
     device: str = "cpu",
     threads: int = 1,
+    sharding: Sharding = "ddp",
+    until: int | None = None,
     provenance: Mapping[str, Any],
     report: OnReport,
-) -> TrialResult:
+) -> TrialResult | None:
     """Run a trial to its end, from wherever `folder` says that it stopped.
 
     Parameters
@@ -51,7 +59,8 @@ def run_trial(
     dataset
         Folder of the prepared data set.
     folder
-        The trial's own: gets the state of training while it lasts, then the checkpoint.
+        The trial's own: gets the state of training while it lasts, then the checkpoint. All
+        processes of a trial see the same one.
     test_split
         Split that the result's test figures are of.
     device
@@ -59,6 +68,10 @@ def run_trial(
     threads
         How many to compute with. Sums of floats depend on it, so it is the study's to say and not
         the machine's: a trial gives the same figures wherever it runs.
+    sharding
+        How several processes hold the model.
+    until
+        Optimiser step to stop after for now; None: train to the end.
     provenance
         Kept in the checkpoint's card, with the environment that the trial ran in.
     report
@@ -67,27 +80,35 @@ def run_trial(
     Returns
     -------
     TrialResult
-        Figures of the best weights by validation.
+        Figures of the best weights by validation; None when it stopped after `until`.
     """
     config = config_from_dict(trial.model)
     training = TrainingConfig(**trial.training)
     data = PreparedDataset.open(dataset)
 
     def on_progress(progress: Progress) -> None:
-        saved = progress.step % training.checkpoint_every == 0
+        saved = progress.step % training.checkpoint_every == 0 or progress.step == until
         if saved or progress.validation_loss is not None:
-            report(_report(progress), folder if saved else None)
+            report(_report(progress, trial), folder if saved else None)
 
+    if trial.population and folder.exists() and not (folder / CARD_FILE).exists():
+        adopt(config, data, training, folder)  # other nuisance values than it was saved with
     with compute_threads(threads):
-        fitted = fit(
-            config,
-            data,
-            training,
-            folder,
-            on_progress=on_progress,
-            device=device,
-            provenance={**provenance, **environment()},
-        )
+        try:
+            with join(sharding, device=device) as parallel:
+                fitted = fit(
+                    config,
+                    data,
+                    training,
+                    folder,
+                    on_progress=on_progress,
+                    provenance={**provenance, **environment()},
+                    parallel=parallel,
+                    until=until,
+                )
+        except Stopped:
+            return None
+        # The other processes have left: what follows is for one alone.
         model = load_checkpoint(fitted.checkpoint, device).model
         sampler = WindowSampler(
             data.split(test_split),
@@ -113,6 +134,28 @@ def run_trial(
             if streams
             else None,
             state_bytes=state_bytes(config) if streams else None,
+        )
+
+
+def train_along(
+    trial: Trial,
+    dataset: Path,
+    folder: Path,
+    *,
+    device: str,
+    threads: int,
+    sharding: Sharding,
+    until: int | None,
+) -> None:
+    """Take part in the training of a trial that another process runs; the parameters are its."""
+    with compute_threads(threads), suppress(Stopped), join(sharding, device=device) as parallel:
+        fit(
+            config_from_dict(trial.model),
+            PreparedDataset.open(dataset),
+            TrainingConfig(**trial.training),
+            folder,
+            parallel=parallel,
+            until=until,
         )
 
 
@@ -179,12 +222,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _report(progress: Progress) -> Report:
+def _report(progress: Progress, trial: Trial) -> Report:
     figures = {
         "train_loss": progress.train_loss,
         "validation_loss": progress.validation_loss,
+        "validation_accuracy": progress.validation_accuracy,
         "activation_rate": progress.activation_rate,
         "tokens_per_second": progress.tokens_per_second,
     }
+    if trial.population:
+        figures |= {name: trial.training[name] for name in trial.nuisance}
     measured = {name: value for name, value in figures.items() if value is not None}
     return Report(step=progress.step, metrics=measured)

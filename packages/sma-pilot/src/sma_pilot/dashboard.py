@@ -34,6 +34,7 @@ _SECTIONS: Mapping[str, tuple[str, int, Sequence[str]]] = {
         [
             "quality/event_recall",
             "quality/average_precision",
+            "quality/vus_pr",
             "quality/false_alarms_per_day",
             "quality/median_",
         ],

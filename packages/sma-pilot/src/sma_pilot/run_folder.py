@@ -34,6 +34,16 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def assessment(self) -> Path:
+        """What the log lets expect of sparse activation, as JSON."""
+        return self.path / "assessment.json"
+
+    @property
+    def assessment_page(self) -> Path:
+        """The same as a page."""
+        return self.path / "assessment.html"
+
+    @property
     def dataset(self) -> Path:
         """The prepared data set."""
         return self.path / "dataset"

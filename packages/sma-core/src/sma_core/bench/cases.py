@@ -133,8 +133,7 @@ class Case:
         return peer_density(self.module, self.infer_step)
 
     def release(self) -> None:
-        """Give up gradients, and graphs with the memory that they hold."""
-        self._recorded.clear()
+        """Give up gradients."""
         self.x.grad = None
         self.module.zero_grad(set_to_none=True)
 

@@ -60,7 +60,7 @@ _FRONT_SCHEMA = {
     "value": pl.Float64,
     "objective": pl.Float64,
 }
-_COUNTS = ("seeds", "failed", "unfinished")
+_COUNTS = ("seeds", "failed", "stopped", "unfinished")
 _ESTIMATES = ("objective", "difference")
 
 

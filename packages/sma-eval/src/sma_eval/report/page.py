@@ -16,6 +16,7 @@ from sma_eval.report.cost_plots import fronts_plot, rates_plot
 from sma_eval.report.drawing import Drawing
 from sma_eval.report.plots import arms_plot, effects_plot, interaction_plot
 from sma_eval.report.tables import legend, table_cells
+from sma_eval.search_report import describe_search
 from sma_eval.study import Study
 
 
@@ -25,7 +26,6 @@ def render(
     *,
     dataset_digest: str,
     active: bool,
-    before: Sequence[str] = (),
 ) -> str:
     """Return the page as HTML; whatever a study says is escaped.
 
@@ -39,8 +39,6 @@ def render(
         Of the data that trials read.
     active
         Whether the study still runs.
-    before
-        Lines that the conclusion begins with.
     """
     short, labels = with_short_names(records)
     found = find(short, study.objective)
@@ -60,10 +58,10 @@ def render(
         task=", ".join(f"{k} {v}" for k, v in study.task.model_dump(mode="json").items()),
         budget=", ".join(f"{k} {v}" for k, v in study.training.items()),
         dataset_digest=dataset_digest,
-        state=_state(records),
+        state=_state(records, study),
         active=active,
-        complete=all(record.ended for record in records),
-        conclusion=[*before, *conclude(found, study.objective)],
+        complete=len(records) == study.trials and all(record.ended for record in records),
+        conclusion=[*describe_search(short, study), *conclude(found, study.objective)],
         header=header,
         cells=cells,
         legend=legend(rows, study).splitlines(),
@@ -91,12 +89,13 @@ def _draw(records: Sequence[TrialRecord], study: Study, found: Findings) -> list
     return [drawing for drawing in drawings if drawing is not None]
 
 
-def _state(records: Sequence[TrialRecord]) -> str:
-    """Count the trials by what became of them."""
+def _state(records: Sequence[TrialRecord], study: Study) -> str:
+    """Count the trials by what became of them; those that a search has yet to ask for wait, too."""
     statuses = [record.status for record in records]
-    counts = {status: statuses.count(status) for status in dict.fromkeys(sorted(statuses))}
+    statuses += ["pending"] * (study.trials - len(records))
+    counts = {status: statuses.count(status) for status in sorted(set(statuses))}
     parts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items())
-    return f"{len(records)} trials: {parts}"
+    return f"{len(statuses)} trials: {parts}"
 
 
 def _comparisons(found: Findings) -> list[tuple[str, list[dict[str, str]]]]:

@@ -60,6 +60,8 @@ def table_cells(rows: Sequence[ArmSummary], study: Study) -> list[list[str]]:
     }
     if any(row.failed for row in rows):
         columns["failed"] = lambda row: str(row.failed)
+    if any(row.stopped for row in rows):
+        columns["stopped"] = lambda row: str(row.stopped)
     if any(row.unfinished for row in rows):
         columns["unfinished"] = lambda row: str(row.unfinished)
     return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]

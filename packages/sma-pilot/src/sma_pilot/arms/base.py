@@ -47,6 +47,10 @@ class ScorerState(Protocol):
         """Return a copy of the given sequences' states, in that order."""
         ...
 
+    def put(self, index: Tensor, rows: Any) -> None:
+        """Overwrite the given sequences' states with those of another state of this kind."""
+        ...
+
 
 class Scorer(Protocol):
     """A fitted arm, ready to score. Calls run under ``torch.inference_mode``."""

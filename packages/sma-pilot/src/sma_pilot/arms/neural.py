@@ -18,17 +18,19 @@ from sma_core.errors import ConfigError
 from sma_core.threads import compute_threads
 from sma_core.training import TrainingConfig, check_fit, fit
 from sma_core.training_state import Progress
-from sma_pilot.arms.neural_scorer import AlarmScorer, ForecastScorer
+from sma_pilot.arms.neural_scorer import ClassScorer, ForecastScorer
+from sma_pilot.arms.surprise_scorer import SurpriseScorer
 from sma_pilot.errors import PlanError
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
+from sma_pilot.targets import class_scores
 
 
 def head_of(plan: Plan, card: DatasetCard) -> dict[str, Any]:
     """Return the head that the plan's task asks for, in plain form."""
     if plan.task.kind == "forecast_anomaly":
         return {"kind": "forecast", "outputs": len(card.numeric)}
-    return {"kind": "step_classification", "outputs": 2}
+    return {"kind": "step_classification", "outputs": len(card.classes)}
 
 
 def inputs_of(card: DatasetCard) -> dict[str, Any]:
@@ -57,7 +59,7 @@ class NeuralArm:
 
     def check(self, dataset: PreparedDataset) -> None:
         """See `Arm.check`."""
-        config = self._config(dataset.card)
+        config = self.config(dataset.card)
         if not config.causal:
             raise PlanError(
                 f"arms.{self.role}.model.bidirectional: a replay gives rows as they came, and "
@@ -82,7 +84,7 @@ class NeuralArm:
         # steps of such models lose more by waiting for each other than they gain.
         with compute_threads(self._plan.replay.threads):
             fit(
-                self._config(dataset.card),
+                self.config(dataset.card),
                 dataset,
                 training,
                 folder,
@@ -92,16 +94,24 @@ class NeuralArm:
             )
         on_progress(stage, training.max_steps, training.max_steps)  # however early it stopped
 
-    def open(self, folder: Path) -> ForecastScorer | AlarmScorer:
+    def open(self, folder: Path) -> ForecastScorer | ClassScorer | SurpriseScorer:
         """See `Arm.open`."""
         model = load_checkpoint(folder, device=self._plan.replay.device).model.eval()
         if self._plan.task.kind == "forecast_anomaly":
             return ForecastScorer(model, self._plan.task.smoothing)
-        return AlarmScorer(model)
+        if self._plan.task.by_session:
+            return SurpriseScorer(model)
+        return ClassScorer(model, class_scores(self._plan.task))
 
     @abstractmethod
-    def _config(self, card: DatasetCard) -> Any:
-        """Return the model's configuration."""
+    def config(self, card: DatasetCard) -> Any:
+        """Return the architecture that the plan asks for on a data set of that card.
+
+        Raises
+        ------
+        PlanError
+            When a field of the arm's `model` table is wrong.
+        """
 
     def _training(self) -> TrainingConfig:
         return self._training_from(self._arm.training, self.role)
@@ -142,14 +152,16 @@ class NeuralArm:
 class SMAArm(NeuralArm):
     """Kind ``sma``: a model with Sparse Modular Activation."""
 
-    def _config(self, card: DatasetCard) -> ArchitectureConfig:
+    def config(self, card: DatasetCard) -> ArchitectureConfig:
+        """See `NeuralArm.config`."""
         return self._model_from("sma", self._arm.model, self.role, card)
 
 
 class TransformerArm(NeuralArm):
     """Kind ``transformer``: a causal Transformer with a window."""
 
-    def _config(self, card: DatasetCard) -> ArchitectureConfig:
+    def config(self, card: DatasetCard) -> ArchitectureConfig:
+        """See `NeuralArm.config`."""
         return self._model_from("transformer", self._arm.model, self.role, card)
 
 
@@ -160,7 +172,8 @@ class DenseTwinArm(NeuralArm):
     a `training` table of its own takes the place of the candidate's.
     """
 
-    def _config(self, card: DatasetCard) -> ModelConfig:
+    def config(self, card: DatasetCard) -> ModelConfig:
+        """See `NeuralArm.config`."""
         candidate = self._plan.arms.candidate
         return dense_twin(self._model_from("sma", candidate.model, "candidate", card))
 
@@ -201,6 +214,10 @@ class CheckpointArm(NeuralArm):
                 "nothing tells that its channels are these; save it with its data set card"
             )
         _require_same_channels(DatasetCard.from_dict(made_for), card, where)
+
+    def config(self, card: DatasetCard) -> ArchitectureConfig:
+        """Return the checkpoint's architecture, whatever the data set."""
+        return load_checkpoint(self._source).config
 
     def fit(self, dataset: PreparedDataset, folder: Path, on_progress: OnProgress) -> None:
         """Check the checkpoint and copy it."""

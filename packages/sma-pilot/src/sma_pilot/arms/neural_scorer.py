@@ -4,6 +4,7 @@ The dense twin and the sparse candidate run the same code; only what the router 
 so a difference in time between them is the price of the steps that were not skipped.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,36 +113,47 @@ class ForecastScorer(NeuralScorer):
 
 
 @dataclass
-class AlarmState(TensorState):
-    """State of an alarm arm: the model's own."""
+class ClassState(TensorState):
+    """State of an arm that tells classes: the model's own."""
 
     model: State
 
 
-class AlarmScorer(NeuralScorer):
-    """Scores a row by the model's probability of an event within the horizon."""
+class ClassScorer(NeuralScorer):
+    """Scores a row by the mean of its classes' scores under the model's probabilities.
 
-    def start(self, batch: int) -> AlarmState:
+    Parameters
+    ----------
+    model : SequenceModel
+        With a head that tells classes.
+    scores : sequence of float
+        What certainty of each class scores: 0 and 1 give the probability of the second.
+    """
+
+    def __init__(self, model: SequenceModel, scores: Sequence[float]) -> None:
+        super().__init__(model)
+        self._scores = torch.tensor(scores, device=self._device)
+
+    def start(self, batch: int) -> ClassState:
         """See `Scorer.start`."""
-        return AlarmState(self._model.init_state(batch))
+        return ClassState(self._model.init_state(batch))
 
-    def score(self, inputs: Inputs, state: AlarmState) -> Scores:
+    def score(self, inputs: Inputs, state: ClassState) -> Scores:
         """See `Scorer.score`."""
         inputs = inputs.to(self._device)
         outputs = self._model(inputs, state.model)
         self._finite(outputs.prediction)
-        return Scores(_probability(inputs, outputs.prediction).cpu(), outputs.decisions)
+        return Scores(self._expected(inputs, outputs.prediction).cpu(), outputs.decisions)
 
-    def step(self, inputs: Inputs, state: AlarmState) -> tuple[float, Decisions]:
+    def step(self, inputs: Inputs, state: ClassState) -> tuple[float, Decisions]:
         """See `Scorer.step`."""
         inputs = inputs.to(self._device)
         outputs = self._model.step(inputs, state.model)
-        return _probability(inputs, outputs.prediction).item(), outputs.decisions
+        return self._expected(inputs, outputs.prediction).item(), outputs.decisions
 
-
-def _probability(inputs: Inputs, logits: Tensor) -> Tensor:
-    """P(event) [B, T]; NaN for a row that tells nothing, all its channels being missing."""
-    probability = logits.softmax(-1)[..., 1]
-    if inputs.categorical is not None or inputs.numeric is None:
-        return probability
-    return torch.where(inputs.numeric.isfinite().any(-1), probability, torch.nan)
+    def _expected(self, inputs: Inputs, logits: Tensor) -> Tensor:
+        """Mean score [B, T]; NaN for a row that tells nothing, all its channels being missing."""
+        mean = (logits.softmax(-1) * self._scores).sum(-1)
+        if inputs.categorical is not None or inputs.numeric is None:
+            return mean
+        return torch.where(inputs.numeric.isfinite().any(-1), mean, torch.nan)

@@ -8,7 +8,7 @@ import os
 import sys
 
 # In the order in which `--help` lists what they define.
-from sma_pilot.cli import plans, steps, verdicts  # noqa: F401
+from sma_pilot.cli import assess, plans, steps, verdicts  # noqa: F401
 from sma_pilot.cli.base import app, say
 from sma_pilot.errors import PilotError
 

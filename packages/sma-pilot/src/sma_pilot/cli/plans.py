@@ -1,4 +1,4 @@
-"""Commands before a pilot: draft a plan for a log, and check the log against it."""
+"""Commands before a pilot: draft a plan for a log, check the log, tell what it can prove."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,18 @@ from typing import Annotated
 
 import typer
 
-from sma_pilot.cli.base import AsJson, DataFolder, PlanFile, app, progress_shown, say, write
+from sma_pilot.cli.base import (
+    AsJson,
+    DataFolder,
+    OutFolder,
+    PlanFile,
+    app,
+    progress_shown,
+    say,
+    write,
+)
 from sma_pilot.errors import PlanError
+from sma_pilot.judge.provable import LIKELY_DISCORDANCE, POWER
 
 
 @app.command()
@@ -76,4 +86,48 @@ def check(
         say(f"wrote {html}")
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
     if any(finding.level == "error" for finding in report.findings):
+        raise typer.Exit(2)
+
+
+@app.command("plan")
+def plan_(
+    plan: PlanFile,
+    data: DataFolder = Path(),
+    incumbent: Annotated[
+        bool,
+        typer.Option(
+            "--incumbent",
+            help="Fit and replay the incumbent first, to measure the memory of what it catches.",
+        ),
+    ] = False,
+    discordance: Annotated[
+        float,
+        typer.Option(
+            help="Share of events on which a candidate without any loss is assumed to differ."
+        ),
+    ] = LIKELY_DISCORDANCE,
+    power: Annotated[
+        float, typer.Option(help="Wanted chance that such a candidate passes.")
+    ] = POWER,
+    out: OutFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Tell the smallest loss that a log can prove, and refuse a loss limit below it.
+
+    Exits with 2 when the limit is out of reach, after the data that it would take is printed.
+    Nothing is written, but for a run folder with --incumbent, which the pilot then goes on from.
+
+    Example: `sma-pilot plan experiments/pilots/smd.toml --data logs/`
+    """
+    from sma_pilot.plan import load_plan
+    from sma_pilot.planning import plan_pilot
+    from sma_pilot.run_folder import RunFolder
+
+    frozen = load_plan(plan)
+    with progress_shown() as progress:
+        run = RunFolder.create(frozen, out) if incumbent else None
+        answer = plan_pilot(frozen, data, progress, run=run, discordance=discordance, power=power)
+    typer.echo(json.dumps(answer.to_dict(), indent=2) if as_json else answer.to_text())
+    if not answer.reachable:
+        say(f"error: {plan}: quality.loss_limit cannot be proven; raise it, or judge more time")
         raise typer.Exit(2)

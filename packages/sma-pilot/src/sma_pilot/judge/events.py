@@ -115,6 +115,13 @@ def exposure_ns(rows: AlignedSlice, period: timedelta, max_gap: timedelta) -> ND
     return np.where(last | (step > nanoseconds(max_gap)), nanoseconds(period), step)
 
 
+def observed_ns(time: NDArray[np.int64], period: timedelta, max_gap: timedelta) -> int:
+    """Return the time in which any entity had rows [N]; a silence longer than `max_gap` is none."""
+    steps = np.diff(np.unique(time))
+    one = nanoseconds(period)
+    return int(np.where(steps > nanoseconds(max_gap), one, steps).sum()) + (one if time.size else 0)
+
+
 def _covered(start: NDArray[np.int64], stop: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
     edges = np.zeros(size + 1, dtype=np.int64)
     np.add.at(edges, start, 1)

@@ -1,10 +1,7 @@
-"""Memory, throughput, cost and routing in words and KPIs; of these only memory is a gate."""
-
-from collections.abc import Mapping
+"""Memory, throughput and routing in words and KPIs; of these only memory is a gate."""
 
 from sma_pilot.judge.findings import Findings
 from sma_pilot.judge.footprint import memory_of
-from sma_pilot.judge.latency import ArmLatency
 from sma_pilot.judge.measurements import (
     BASELINE,
     CANDIDATE,
@@ -14,7 +11,6 @@ from sma_pilot.judge.measurements import (
     Measurements,
 )
 from sma_pilot.judge.result import Kpi
-from sma_pilot.judge.roi import serving_cost
 from sma_pilot.plan import Plan
 
 ARMS = (INCUMBENT, CANDIDATE, BASELINE)
@@ -112,55 +108,6 @@ def inform_throughput(measurements: Measurements, plan: Plan, findings: Findings
             note="Candidate over incumbent, offline; one run each, so without an interval.",
         )
     )
-
-
-def inform_cost(
-    measurements: Measurements, latency: Mapping[str, ArmLatency], plan: Plan, findings: Findings
-) -> None:
-    """Add what a million events and a year cost, by offline throughput and by single stream."""
-    money = plan.money
-    currency = "" if money is None else money.currency
-    note = "The plan gives no prices."
-    if money is not None:
-        note = (
-            f"{money.price_per_hour:g} {currency} an hour ({money.price_source}), the machine "
-            "always busy. On a reserved machine nothing is saved until capacity is given back."
-        )
-    for scenario in (OFFLINE, SINGLE_STREAM):
-        per_year: dict[str, float | None] = {}
-        for arm in plan.named_arms():
-            rate = measurements.leg(arm, OFFLINE).rows_per_second
-            seconds = 1 / rate if rate else None
-            if scenario == SINGLE_STREAM:
-                seconds = latency[arm].mean_ms / 1e3 if arm in latency else None
-            cost = None
-            if seconds is not None and money is not None:
-                cost = serving_cost(seconds, money)
-            per_year[arm] = None if cost is None else cost.per_year
-            for name, value, unit in (
-                ("per_million_events", None if cost is None else cost.per_million_events, currency),
-                ("per_year", per_year[arm], currency and f"{currency}/year"),
-            ):
-                findings.inform(
-                    Kpi(
-                        name=f"cost/{arm}_{scenario}_{name}",
-                        arm=arm,
-                        value=value,
-                        unit=unit,
-                        direction="lower",
-                        note=note,
-                    )
-                )
-        before, after = per_year[INCUMBENT], per_year[CANDIDATE]
-        findings.inform(
-            Kpi(
-                name=f"cost/{scenario}_saving_per_year",
-                value=None if before is None or after is None else before - after,
-                unit=currency and f"{currency}/year",
-                direction="higher",
-                note=note,
-            )
-        )
 
 
 def inform_routing(measurements: Measurements, findings: Findings) -> None:

@@ -75,6 +75,8 @@ class ArmLatency:
     ratios : mapping percentile -> Figure
         Over the incumbent's; empty for the incumbent.
     mean_ms : float
+    mean_ratio : Figure or None
+        Mean over the incumbent's, which is what machine time costs; None for the incumbent.
     """
 
     queries: int
@@ -82,6 +84,7 @@ class ArmLatency:
     percentiles: Mapping[float, Figure]
     ratios: Mapping[float, Figure]
     mean_ms: float
+    mean_ratio: Figure | None = None
 
 
 def measure_latency(
@@ -106,6 +109,7 @@ def measure_latency(
     estimable = tuple(p for p in percentiles if queries >= minimum_queries(p))
     ranked = {arm: _Ranked(column) for arm, column in times.items()}
     drawn = {(arm, p): np.empty(resamples) for arm in times for p in estimable}
+    means = {arm: np.empty(resamples) for arm in times}
     generator = np.random.default_rng(seed)
     borders = np.flatnonzero(np.diff(keys >> _QUERY_BITS, prepend=-1))
     passes = [slice(*ends) for ends in zip(borders, [*borders[1:], queries], strict=True)]
@@ -118,10 +122,15 @@ def measure_latency(
         for arm, ranking in ranked.items():
             for percentile, value in zip(estimable, ranking(weights, estimable), strict=True):
                 drawn[arm, percentile][index] = value
+        for arm, column in times.items():
+            means[arm][index] = np.average(column, weights=weights)
     whole = {arm: ranking(np.ones(queries), estimable) for arm, ranking in ranked.items()}
     measured = {}
     for arm, column in times.items():
-        figures, ratios = {}, {}
+        figures, ratios, mean_ratio = {}, {}, None
+        if arm != INCUMBENT and INCUMBENT in times:
+            ratio = column.mean() / times[INCUMBENT].mean()
+            mean_ratio = _figure(ratio, means[arm] / means[INCUMBENT], alpha)
         for place, percentile in enumerate(estimable):
             own = drawn[arm, percentile]
             figures[percentile] = _figure(whole[arm][place], own, alpha)
@@ -134,6 +143,7 @@ def measure_latency(
             percentiles=figures,
             ratios=ratios,
             mean_ms=float(column.mean()),
+            mean_ratio=mean_ratio,
         )
     return measured
 

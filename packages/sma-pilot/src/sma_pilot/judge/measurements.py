@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sma_pilot.errors import RunError
+from sma_pilot.judge.guard_record import GuardRecord
+from sma_pilot.judge.load_sample import LoadSample
 
 INCUMBENT = "incumbent"
 INCUMBENT_AGAIN = "incumbent_again"
@@ -25,6 +27,8 @@ SLICES = (VALIDATION, JUDGED)
 
 OFFLINE = "offline"
 SINGLE_STREAM = "single_stream"
+MULTI_STREAM = "multi_stream"
+SERVER = "server"
 
 
 def _columns(owner: object, **dtypes: type[np.generic]) -> None:
@@ -132,6 +136,8 @@ class Leg:
     activation_rate: float | None = None
     score_difference: float | None = None
     """Largest relative difference between single-stream and offline scores of the same rows."""
+    energy_joules: float | None = None
+    """What the accelerator's counter rose by, over `rows` rows."""
     submodule_rates: Mapping[str, float] = field(default_factory=dict)
     """Share of steps that ran each sub-module, named such as ``layer 0 gated_attention``."""
 
@@ -160,6 +166,10 @@ class Measurements:
     legs: Mapping[str, Leg] = field(default_factory=dict)
     dataset: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    guard: GuardRecord | None = None
+    """None when no guarded leg ran."""
+    load: Mapping[str, LoadSample] = field(default_factory=dict)
+    """By "<arm>/<scenario>": scenarios `MULTI_STREAM` and `SERVER`."""
 
     def __post_init__(self) -> None:
         for slice_name in SLICES:

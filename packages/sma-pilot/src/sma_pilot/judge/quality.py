@@ -8,21 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sma_pilot.judge.measurements import BASELINE, CANDIDATE, INCUMBENT, AlignedSlice
-from sma_pilot.judge.scene import (
-    AVERAGE_PRECISION,
-    EVENT_RECALL,
-    FALSE_ALARMS,
-    METRICS,
-    ArmQuality,
-    Interval,
-    Scene,
-    set_thresholds,
-)
+from sma_pilot.judge.metrics import EVENT_RECALL, bounded_metrics, loss_of
+from sma_pilot.judge.scene import FALSE_ALARMS, ArmQuality, Interval, Scene, set_thresholds
 from sma_pilot.judge.statistics import (
     Estimate,
     Statistic,
     bootstrap,
     count_bounds,
+    leave_out_stretches,
     metric_loss,
     percentile_bounds,
     recall_loss,
@@ -38,7 +31,7 @@ class Comparison:
     """A challenger against a reference on the same events and rows."""
 
     losses: Mapping[str, Estimate]
-    """Reference minus challenger, of each metric that both arms have."""
+    """By how much the challenger is worse, in each resampled metric that both arms have."""
     lost_events: int | None = None
     """Caught by the reference only."""
     won_events: int | None = None
@@ -80,13 +73,15 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
     scene = Scene.of(judged, plan)
     arms = {arm: scene.score(arm, thresholds.get(arm)) for arm in COMPARED if arm in judged.scores}
     block = scene.block(arms, plan)
+    statistics = _statistics(arms, scene, plan)
     samples = (
-        bootstrap(_statistics(arms, scene), scene.bins, block, plan.quality.resamples, plan.seed)
+        bootstrap(statistics, scene.bins, block, plan.quality.resamples, plan.seed)
         if scene.bins
         else {}
     )
+    left_out = leave_out_stretches(statistics, scene.bins)
     alpha = plan.quality.alpha
-    arms = {arm: _with_intervals(quality, arm, samples, alpha) for arm, quality in arms.items()}
+    arms = {arm: _with_intervals(quality, arm, samples, plan) for arm, quality in arms.items()}
     incumbent, candidate = arms[INCUMBENT], arms[CANDIDATE]
     difference = interval = None
     if incumbent.false_alarms_per_day is not None and candidate.false_alarms_per_day is not None:
@@ -96,7 +91,7 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
 
     def compare(reference: str, challenger: str) -> Comparison:
         evidence = {"incidents": scene.incidents, "blocks": scene.bins // block, "alpha": alpha}
-        return _compare(reference, challenger, arms, samples, **evidence)
+        return _compare(reference, challenger, arms, samples, left_out, plan, **evidence)
 
     return Quality(
         arms=arms,
@@ -116,13 +111,14 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
     )
 
 
-def _statistics(arms: Mapping[str, ArmQuality], scene: Scene) -> dict[str, Statistic]:
-    """Build every metric of every arm as a function of the weights of the time bins."""
+def _statistics(arms: Mapping[str, ArmQuality], scene: Scene, plan: Plan) -> dict[str, Statistic]:
+    """Build what is resampled of every arm as a function of the weights of the time bins."""
     event_bins = scene.bin_of_row[scene.events.start]
     statistics: dict[str, Statistic] = {}
     for arm, quality in arms.items():
-        if quality.ranking is not None:
-            statistics[f"{arm}/{AVERAGE_PRECISION}"] = quality.ranking
+        for name, metric in quality.row_metrics.items():
+            if name in bounded_metrics(plan):
+                statistics[f"{arm}/{name}"] = metric
         if quality.caught is not None and event_bins.size:
             statistics[f"{arm}/{EVENT_RECALL}"] = _share(event_bins, quality.caught)
         if quality.alarm_bins is not None and quality.false_alarms_per_day is not None:
@@ -150,19 +146,22 @@ def _rate(bins: NDArray[np.int64], exposure_of_bin: NDArray[np.float64]) -> Stat
 
 
 def _with_intervals(
-    quality: ArmQuality, arm: str, samples: Mapping[str, NDArray[np.float64]], alpha: float
+    quality: ArmQuality, arm: str, samples: Mapping[str, NDArray[np.float64]], plan: Plan
 ) -> ArmQuality:
     """Add intervals; where the resamples do not vary, exact ones or none, never one of no width."""
+    alpha = plan.quality.alpha
     intervals: dict[str, Interval] = {}
     if quality.caught is not None and EVENT_RECALL in quality.values:
         events, caught = quality.caught.size, int(quality.caught.sum())
         low = 1 - share_upper_bound(events - caught, events, alpha)
         exact = (low, share_upper_bound(caught, events, alpha))
         intervals[EVENT_RECALL] = _wider(exact, samples[f"{arm}/{EVENT_RECALL}"], alpha)
-    if AVERAGE_PRECISION in quality.values:
-        drawn = percentile_bounds(samples[f"{arm}/{AVERAGE_PRECISION}"], alpha)
+    for name in quality.row_metrics:
+        drawn = None
+        if name in bounded_metrics(plan):
+            drawn = percentile_bounds(samples[f"{arm}/{name}"], alpha)
         if drawn is not None and drawn[1] > drawn[0]:
-            intervals[AVERAGE_PRECISION] = drawn
+            intervals[name] = drawn
     if quality.alarm_bins is not None and quality.false_alarms_per_day is not None:
         days = float(quality.exposure_of_bin.sum())
         low, high = count_bounds(quality.alarm_bins.size, alpha)
@@ -182,23 +181,26 @@ def _compare(
     challenger: str,
     arms: Mapping[str, ArmQuality],
     samples: Mapping[str, NDArray[np.float64]],
+    left_out: Mapping[str, NDArray[np.float64]],
+    plan: Plan,
     **evidence: Any,
 ) -> Comparison:
     one, other = arms[reference], arms[challenger]
-    drawn = {
-        metric: samples[f"{reference}/{metric}"] - samples[f"{challenger}/{metric}"]
-        for metric in METRICS
-        if metric in one.values and metric in other.values
-    }
     losses: dict[str, Estimate] = {}
     lost = won = None
-    if AVERAGE_PRECISION in drawn:
-        loss = one.values[AVERAGE_PRECISION] - other.values[AVERAGE_PRECISION]
-        losses[AVERAGE_PRECISION] = metric_loss(loss, drawn[AVERAGE_PRECISION], **evidence)
-    if EVENT_RECALL in drawn and one.caught is not None and other.caught is not None:
+    for metric in bounded_metrics(plan):
+        if metric not in one.values or metric not in other.values:
+            continue
+        loss = loss_of(metric, one.values[metric], other.values[metric])
+        sign = loss_of(metric, 1.0, 0.0)
+        drawn, without = (
+            sign * (values[f"{reference}/{metric}"] - values[f"{challenger}/{metric}"])
+            for values in (samples, left_out)
+        )
+        if one.caught is None or other.caught is None or metric != EVENT_RECALL:
+            losses[metric] = metric_loss(loss, drawn, without, **evidence)
+            continue
         lost = int((one.caught & ~other.caught).sum())
         won = int((other.caught & ~one.caught).sum())
-        losses[EVENT_RECALL] = recall_loss(
-            one.caught, other.caught, drawn[EVENT_RECALL], **evidence
-        )
+        losses[metric] = recall_loss(one.caught, other.caught, drawn, without, **evidence)
     return Comparison(losses=losses, lost_events=lost, won_events=won)

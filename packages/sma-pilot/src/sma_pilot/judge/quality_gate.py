@@ -1,26 +1,20 @@
 """Quality in words and KPIs: the gate on the headline's loss, and what a reader should know."""
 
 from sma_pilot.judge.alarms import LARGEST_ALARM_SHARE
+from sma_pilot.judge.discordance import mcnemar_p
 from sma_pilot.judge.events import DAY_NS, nanoseconds
 from sma_pilot.judge.findings import Findings, bound_text, confidence_text, status_of
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, JUDGED, AlignedSlice
+from sma_pilot.judge.metrics import EVENT_RECALL, MAE, METRICS, RMSE, bounded_metrics, metrics_of
 from sma_pilot.judge.power import more_data
 from sma_pilot.judge.quality import Quality
 from sma_pilot.judge.result import Kpi, MoreData, Status
-from sma_pilot.judge.scene import (
-    AVERAGE_PRECISION,
-    EVENT_RECALL,
-    FALSE_ALARMS,
-    METRICS,
-    ArmQuality,
-)
+from sma_pilot.judge.scene import FALSE_ALARMS, ArmQuality
 from sma_pilot.judge.statistics import Estimate, count_bounds
 from sma_pilot.plan import Plan
 
 MINIMUM_BLOCKS = 10
 """With fewer independent stretches of time no bound of a bootstrap can be trusted."""
-
-WORDS = {EVENT_RECALL: "event recall", AVERAGE_PRECISION: "average precision"}
 
 
 def judge_quality(quality: Quality, plan: Plan, findings: Findings) -> MoreData | None:
@@ -51,7 +45,7 @@ def judge_quality(quality: Quality, plan: Plan, findings: Findings) -> MoreData 
         if missing
         else "The candidate scored every judged row that the incumbent scored.",
     )
-    for metric in METRICS:
+    for metric in bounded_metrics(plan):
         if metric != headline:
             other = quality.candidate.losses.get(metric)
             findings.inform(_loss(f"quality/loss_{metric}", other, plan, "info"))
@@ -79,7 +73,7 @@ def score_noise(judged: AlignedSlice, again: str) -> int | None:
 
 
 def _headline(quality: Quality, estimate: Estimate | None, plan: Plan) -> tuple[Status, str]:
-    name, limit = WORDS[plan.quality.headline], plan.quality.loss_limit
+    name, limit = METRICS[plan.quality.headline].words, plan.quality.loss_limit
     if quality.events == 0:
         left = quality.events_left_out
         return "inconclusive", (
@@ -114,7 +108,7 @@ def _headline(quality: Quality, estimate: Estimate | None, plan: Plan) -> tuple[
         )
     status = status_of(estimate.low, estimate.high, limit)
     bound = bound_text((estimate.low, estimate.high), limit, plan.quality.alpha)
-    return status, f"{name.capitalize()}: {seen}; the true loss is {bound}."
+    return status, f"{name[0].upper()}{name[1:]}: {seen}; the true loss is {bound}."
 
 
 def _loss(name: str, estimate: Estimate | None, plan: Plan, status: Status) -> Kpi:
@@ -149,8 +143,19 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
             )
         )
 
-    for metric in METRICS:
-        inform(metric, measured.values.get(metric), "", "higher", metric)
+    for metric in metrics_of(plan):
+        better = "higher" if METRICS[metric].higher_is_better else "lower"
+        inform(metric, measured.values.get(metric), "", better, metric)
+    if plan.task.kind == "remaining_life" and plan.task.horizon is not None:
+        for metric in (MAE, RMSE):
+            share = measured.values.get(metric)
+            seconds = None if share is None else share * plan.task.horizon.total_seconds()
+            inform(f"{metric}_s", seconds, "s", "lower")
+    if plan.task.kind == "alarm":
+        diagram = measured.reliability
+        inform("reliability", None if diagram is None else diagram.reliability, "", "lower")
+        error = None if diagram is None else diagram.expected_calibration_error
+        inform("calibration_error", error, "", "lower")
     threshold = measured.threshold
     inform("threshold", None if threshold is None else threshold.value, "score")
     note = ""
@@ -164,13 +169,16 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
     inform(
         "false_alarms_per_day",
         measured.false_alarms_per_day,
-        "per day and entity",
+        _rate_unit(plan),
         "lower",
         FALSE_ALARMS,
         note,
     )
     inform("alarm_time_share", measured.alarm_share, "", "lower")
-    ahead = plan.task.kind == "alarm"
+    inform("unscored_rows", measured.unscored_rows, "rows", "lower")
+    if plan.task.by_session:
+        return
+    ahead = plan.task.horizon is not None
     inform(
         "median_lead_time_s" if ahead else "median_delay_s",
         measured.median_delay_s,
@@ -178,7 +186,8 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
         "higher" if ahead else "lower",
         note="Over the events that the arm caught.",
     )
-    inform("unscored_rows", measured.unscored_rows, "rows", "lower")
+    if not ahead:
+        inform("p90_delay_s", measured.p90_delay_s, "s", "lower")
 
 
 def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
@@ -193,6 +202,7 @@ def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
     for name, (value, note) in counts.items():
         unit = "blocks" if name == "blocks" else "incidents" if name == "incidents" else "events"
         findings.inform(Kpi(name=f"quality/{name}", value=value, unit=unit, note=note))
+    _discordance(quality, findings)
     findings.inform(
         Kpi(
             name="quality/block_length_s",
@@ -212,6 +222,33 @@ def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
         )
 
 
+def _discordance(quality: Quality, findings: Findings) -> None:
+    """Inform of events on which the arms differ, and whether it goes both ways alike."""
+    lost, won = quality.candidate.lost_events, quality.candidate.won_events
+    share = p_value = None
+    if lost is not None and won is not None:
+        p_value = mcnemar_p(lost, won)
+        share = (lost + won) / quality.events
+    findings.inform(
+        Kpi(
+            name="quality/discordance",
+            value=share,
+            unit="",
+            direction="lower",
+            note="Share of events that one of incumbent and candidate caught and the other missed.",
+        )
+    )
+    findings.inform(
+        Kpi(
+            name="quality/mcnemar_p",
+            value=p_value,
+            unit="",
+            note="Exact, two-sided, events taken as independent: small when the differing events "
+            "do not go both ways alike. A large one is no proof that nothing is lost.",
+        )
+    )
+
+
 def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
     """Inform of realised false alarms. No gate: thresholds were set alike, on earlier rows."""
     name, interval = "quality/false_alarm_difference", quality.false_alarm_difference_interval
@@ -219,7 +256,7 @@ def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
         Kpi(
             name=name,
             value=quality.false_alarm_difference,
-            unit="per day and entity",
+            unit=_rate_unit(plan),
             interval=interval,
             confidence=None if interval is None else 1 - plan.quality.alpha,
             direction="lower",
@@ -231,7 +268,7 @@ def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
         findings.remark(
             name,
             f"The candidate raises more false alarms than the incumbent: {rates[1]:.3g} against "
-            f"{rates[0]:.3g} a day and entity, at least {interval[0]:.3g} more with "
+            f"{rates[0]:.3g} {_rate_unit(plan)}, at least {interval[0]:.3g} more with "
             f"{confidence_text(plan.quality.alpha)} confidence. Part of its recall may be bought "
             "with them.",
         )
@@ -253,8 +290,8 @@ def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
         if realised[0] > max(expected, plan.quality.false_alarms_per_day):
             findings.remark(
                 f"quality/{arm}_false_alarms_per_day",
-                f"The {arm} raises {measured.false_alarms_per_day:.3g} false alarms a day and "
-                f"entity on judged rows; its threshold was set for "
+                f"The {arm} raises {measured.false_alarms_per_day:.3g} false alarms "
+                f"{_rate_unit(plan)} on judged rows; its threshold was set for "
                 f"{plan.quality.false_alarms_per_day:g} on earlier ones. The log has drifted, or "
                 "holds events without a label.",
             )
@@ -282,3 +319,8 @@ def _more_data(quality: Quality, estimate: Estimate | None, plan: Plan) -> MoreD
 
 def _hours(bins: int, plan: Plan) -> str:
     return f"{bins * nanoseconds(plan.log.period) / 3.6e12:.3g} h"
+
+
+def _rate_unit(plan: Plan) -> str:
+    """Return what false alarms are counted by; a session is no machine that lasts for days."""
+    return "per day" if plan.task.by_session else "per day and entity"

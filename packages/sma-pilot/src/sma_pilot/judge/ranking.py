@@ -36,7 +36,7 @@ class RankedRows:
         self._bins = bin_of_row[order][: ends[-1] if ends.size else 0]
         self._starts = np.concatenate([[0], ends[:-1]])
         positive_rows = np.flatnonzero(positive)
-        self.positive_bins = self._bins[positive_rows]
+        self.carriers = self._bins[positive_rows]
         self._positive_starts = np.searchsorted(positive_rows, self._starts)
         self.positives = positive_rows.size
 
@@ -59,7 +59,7 @@ class RankedRows:
         rows = np.diff(self._positive_starts, append=self.positives)
         share = np.repeat(precision, rows) / self.positives
         added = np.zeros(bins)
-        np.add.at(added, self.positive_bins, share)
+        np.add.at(added, self.carriers, share)
         return added
 
     def _precision(
@@ -67,6 +67,6 @@ class RankedRows:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Precision at the end of each segment, and the positive weight gained in it."""
         seen = np.cumsum(np.add.reduceat(bin_weights[self._bins], self._starts))
-        gained = np.add.reduceat(bin_weights[self.positive_bins], self._positive_starts)
+        gained = np.add.reduceat(bin_weights[self.carriers], self._positive_starts)
         right = np.cumsum(gained)
         return np.divide(right, seen, out=np.zeros_like(right), where=seen > 0), gained

@@ -1,33 +1,33 @@
-"""What each arm does on the judged rows: events caught, false alarms, the ranking of rows.
+"""What each arm does on the judged rows: events caught, false alarms, metrics of rows.
 
 Thresholds come from validation rows alone; judged rows never move them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sma_pilot.judge.alarms import Threshold, choose_threshold, episode_starts
+from sma_pilot.judge.calibration import Reliability
 from sma_pilot.judge.events import (
     DAY_NS,
     NORMAL,
-    POSITIVE,
     Events,
-    exposure_ns,
     find_events,
     nanoseconds,
+    observed_ns,
     row_kinds,
 )
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, AlignedSlice
-from sma_pilot.judge.ranking import RankedRows
+from sma_pilot.judge.metrics import EVENT_RECALL, RowMetric
+from sma_pilot.judge.row_metrics import JudgedRows, metrics_of_rows
+from sma_pilot.judge.sessions import judged_units
 from sma_pilot.judge.statistics import choose_block, time_bins
 from sma_pilot.plan import Plan
 
-EVENT_RECALL = "event_recall"
-AVERAGE_PRECISION = "average_precision"
-METRICS = (EVENT_RECALL, AVERAGE_PRECISION)
 FALSE_ALARMS = "false_alarms"
 # A block of the bootstrap holds at least this quantile of the events' lengths.
 TYPICAL_EVENT_QUANTILE = 0.9
@@ -59,10 +59,13 @@ class ArmQuality:
     alarm_bins: NDArray[np.int64] | None
     exposure_of_bin: NDArray[np.float64]
     alarm_share: float | None
-    ranking: RankedRows | None
+    row_metrics: Mapping[str, RowMetric]
+    """By name, those that could be computed."""
+    reliability: Reliability | None
+    """Of a task whose score is a probability."""
     unscored_rows: int
     values: Mapping[str, float]
-    """Event recall and average precision, where they could be computed."""
+    """Event recall and the metrics of rows, where they could be computed."""
     false_alarms_per_day: float | None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """Of `values`, and of `FALSE_ALARMS`."""
@@ -74,15 +77,22 @@ class ArmQuality:
             return None
         return float(np.nanmedian(self.delay_s))
 
+    @property
+    def p90_delay_s(self) -> float | None:
+        """Nine of ten caught events have at most this `delay_s`; None when none was caught."""
+        if self.delay_s is None or np.isnan(self.delay_s).all():
+            return None
+        return float(np.nanquantile(self.delay_s, 0.9, method="higher"))
+
 
 def set_thresholds(validation: AlignedSlice, plan: Plan) -> dict[str, Threshold]:
     """Set each arm's threshold to the same declared number of false alarms.
 
-    An unlabelled row counts as normal. An arm without a scored normal row has no threshold.
+    What is unlabelled counts as normal. An arm without a scored normal row has no threshold.
     """
+    validation, exposure = judged_units(validation, plan)
     events = find_events(validation, plan.task)
     normal = row_kinds(validation, events, plan.task, unlabelled_is_normal=True) == NORMAL
-    exposure = exposure_ns(validation, plan.log.period, plan.log.max_gap)
     thresholds = {
         arm: choose_threshold(
             score[normal],
@@ -99,7 +109,10 @@ def set_thresholds(validation: AlignedSlice, plan: Plan) -> dict[str, Threshold]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """The judged rows, their events and their bins: what is the same for every arm."""
+    """The judged rows, their events and their bins: what is the same for every arm.
+
+    Of a task that judges by session, a row is a session and an event is an anomalous one.
+    """
 
     rows: AlignedSlice
     plan: Plan
@@ -116,6 +129,8 @@ class Scene:
     @classmethod
     def of(cls, rows: AlignedSlice, plan: Plan) -> "Scene":
         """Find the events that the incumbent had a chance to catch, and cut time into bins."""
+        observed = observed_ns(rows.time, plan.log.period, plan.log.max_gap)
+        rows, exposure = judged_units(rows, plan)
         found = find_events(rows, plan.task)
         kinds = row_kinds(rows, found, plan.task, unlabelled_is_normal=False)
         scored = np.concatenate([[0], np.cumsum(~np.isnan(rows.scores[INCUMBENT]))])
@@ -131,11 +146,16 @@ class Scene:
             events=events,
             events_left_out=found.count - events.count,
             incidents=int((np.diff(starts) >= merge).sum()) + 1 if starts.size else 0,
-            exposure=exposure_ns(rows, plan.log.period, plan.log.max_gap),
+            exposure=exposure,
             bin_of_row=bin_of_row,
             bins=bins,
-            observed_days=_observed_ns(rows.time, plan) / DAY_NS,
+            observed_days=observed / DAY_NS,
         )
+
+    @cached_property
+    def judged(self) -> JudgedRows:
+        """The rows on which metrics of rows are taken."""
+        return JudgedRows.of(self.rows, self.kinds, self.events, self.bin_of_row, self.plan)
 
     def score(self, arm: str, threshold: Threshold | None) -> ArmQuality:
         """Measure one arm; without a threshold only what needs none."""
@@ -145,14 +165,14 @@ class Scene:
         days = self.exposure / DAY_NS
         exposure_of_bin = np.zeros(self.bins)
         np.add.at(exposure_of_bin, self.bin_of_row[normal], days[normal])
-        values: dict[str, float] = {}
-        ranking = self._rank(score)
-        if ranking is not None:
-            values[AVERAGE_PRECISION] = ranking(np.ones(self.bins))
+        over = None if threshold is None else score > threshold.value  # false where it is NaN
+        metrics, reliability = metrics_of_rows(self.judged, score, over, self.plan.task)
+        values = {name: metric(np.ones(self.bins)) for name, metric in metrics.items()}
         caught = delay = alarm_bins = alarm_share = rate = None
-        if threshold is not None:
-            over = score > threshold.value  # false where the score is NaN
+        if over is not None:
             caught, delay = self._catch(over)
+            if self.plan.task.by_session:
+                delay = None  # a session is caught as a whole, whenever that was
             if caught.size:
                 values[EVENT_RECALL] = float(caught.mean())
             false = np.flatnonzero(over & normal)
@@ -170,20 +190,12 @@ class Scene:
             alarm_bins=alarm_bins,
             exposure_of_bin=exposure_of_bin,
             alarm_share=alarm_share,
-            ranking=ranking,
+            row_metrics=metrics,
+            reliability=reliability,
             unscored_rows=int((~scored).sum()),
             values=values,
             false_alarms_per_day=rate,
         )
-
-    def _rank(self, score: NDArray[np.float32]) -> RankedRows | None:
-        """Rank the rows that incumbent and candidate both scored; None if this arm lacks any."""
-        both = ~np.isnan(self.rows.scores[INCUMBENT]) & ~np.isnan(self.rows.scores[CANDIDATE])
-        used = both & (self.kinds >= NORMAL)
-        positive = self.kinds[used] == POSITIVE
-        if np.isnan(score[used]).any() or not positive.any():
-            return None
-        return RankedRows(score[used], positive, self.bin_of_row[used])
 
     def _catch(self, over: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Find each event's first alarm row within its window."""
@@ -205,16 +217,18 @@ class Scene:
             return min(declared, max(1, self.bins // 2))
         incumbent, candidate = arms[INCUMBENT], arms[CANDIDATE]
         loss, carries = np.zeros(self.bins), np.zeros(self.bins, dtype=bool)
-        if plan.quality.headline == EVENT_RECALL:
+        headline = plan.quality.headline
+        if headline == EVENT_RECALL:
             if self.events.count and incumbent.caught is not None and candidate.caught is not None:
                 lost = incumbent.caught.astype(float) - candidate.caught
                 carries[self.bin_of_row[self.events.start]] = True
                 # Centred, so that many events at once do not look like a large loss.
                 np.add.at(loss, self.bin_of_row[self.events.start], lost - lost.mean())
-        elif incumbent.ranking is not None and candidate.ranking is not None:
-            carries[incumbent.ranking.positive_bins] = True
-            loss = incumbent.ranking.contributions(self.bins)
-            loss -= candidate.ranking.contributions(self.bins)
+        else:
+            one, other = (arm.row_metrics.get(headline) for arm in (incumbent, candidate))
+            if one is not None and other is not None:
+                carries[one.carriers] = True
+                loss = one.contributions(self.bins) - other.contributions(self.bins)
         floor = 1
         if self.events.count:
             lasts = self.rows.time[self.events.stop - 1] - self.events.start_time + period
@@ -222,9 +236,3 @@ class Scene:
         if plan.task.horizon is not None:
             floor = max(floor, nanoseconds(plan.task.horizon) // period)
         return choose_block(loss, carries, floor)
-
-
-def _observed_ns(time: NDArray[np.int64], plan: Plan) -> int:
-    period, max_gap = nanoseconds(plan.log.period), nanoseconds(plan.log.max_gap)
-    steps = np.diff(np.unique(time))
-    return int(np.where(steps > max_gap, period, steps).sum()) + (period if time.size else 0)

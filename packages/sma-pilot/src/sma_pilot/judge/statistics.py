@@ -5,13 +5,16 @@ all arms together: blocks of consecutive bins, wrapped at the end [1]_. A resamp
 each bin, and every metric is a function of those weights.
 
 A percentile bootstrap is too narrow when few events differ between the arms: it cannot draw what
-it has not seen, and with no difference at all it has no width. So a bound is the wider one of the
-bootstrap's and of one made for small counts.
+it has not seen, and with no difference at all it has no width. Nor does it see a memory that is
+longer than its blocks. So a bound is the widest one of the bootstrap's, of one made for small
+counts, and of one that takes the variance between a few long stretches of time [2]_.
 
 References
 ----------
 .. [1] D. N. Politis, J. P. Romano, "A circular block-resampling procedure for stationary data",
    in Exploring the Limits of Bootstrap, 1992.
+.. [2] R. Ibragimov, U. K. Mueller, "t-statistic based correlation and heterogeneity robust
+   inference", Journal of Business and Economic Statistics 28, 2010.
 """
 
 import math
@@ -27,6 +30,9 @@ from scipy import special
 FEWEST_FOR_DESIGN_EFFECT = 5
 # And with fewer bins than this no autocorrelation can be estimated.
 FEWEST_FOR_BLOCK = 10
+STRETCHES = 8
+"""Long stretches whose variance is the second opinion on dependence. Fewer see a longer memory and
+cost power, as Student's t then has fewer degrees of freedom."""
 
 Statistic = Callable[[NDArray[np.float64]], float]
 
@@ -88,6 +94,27 @@ def bootstrap(
     return values
 
 
+def leave_out_stretches(
+    statistics: Mapping[str, Statistic], bins: int, stretches: int = STRETCHES
+) -> dict[str, NDArray[np.float64]]:
+    """Evaluate every statistic with each long stretch of time left out; return name -> values [S].
+
+    A value is NaN where nothing is left to evaluate, such as an event.
+    """
+    stretch = np.arange(bins) * stretches // max(bins, 1)
+    weights = [(stretch != left_out).astype(np.float64) for left_out in range(stretches)]
+    return {
+        name: np.array([statistic(weight) for weight in weights])
+        for name, statistic in statistics.items()
+    }
+
+
+def stretch_variance(left_out: NDArray[np.float64]) -> float:
+    """Variance of a statistic by the jackknife over long stretches; NaN where one is NaN."""
+    stretches = left_out.size
+    return float((stretches - 1) * left_out.var()) if stretches > 1 else float("nan")
+
+
 def choose_block(loss_of_bin: NDArray[np.float64], carries: NDArray[np.bool_], floor: int) -> int:
     """Choose a block length, in bins, from the autocorrelation of the loss.
 
@@ -95,6 +122,7 @@ def choose_block(loss_of_bin: NDArray[np.float64], carries: NDArray[np.bool_], f
     carry any loss at all, stretched by their distance: among the many bins without an event the
     memory of the few would drown. Doubled, because that length is chosen for the least squared
     error of the variance, which favours a variance that is too small, and a bound must not be.
+    Of a few differing events no memory can be seen: what they seem to have is chance.
 
     Parameters
     ----------
@@ -106,7 +134,8 @@ def choose_block(loss_of_bin: NDArray[np.float64], carries: NDArray[np.bool_], f
     """
     series = loss_of_bin[carries]
     optimal = 0.0
-    if series.size >= FEWEST_FOR_BLOCK and np.ptp(series) > 0:
+    alike = np.unique(series, return_counts=True)[1].max(initial=0)
+    if series.size >= FEWEST_FOR_BLOCK and series.size - alike >= FEWEST_FOR_DESIGN_EFFECT:
         # Imported here: it brings pandas along, seconds that reading a result need not wait for.
         from arch.bootstrap import optimal_block_length
 
@@ -192,6 +221,7 @@ def recall_loss(
     reference: NDArray[np.bool_],
     challenger: NDArray[np.bool_],
     samples: NDArray[np.float64],
+    left_out: NDArray[np.float64],
     *,
     incidents: int,
     blocks: int,
@@ -205,6 +235,8 @@ def recall_loss(
         Which events each caught; E > 0.
     samples : float64 [R]
         The loss on each resample.
+    left_out : float64 [S]
+        The loss without each long stretch of time (`leave_out_stretches`).
     incidents : int
         Groups of events that start together; they count as one each where the resamples cannot
         tell how far events hang together.
@@ -219,23 +251,39 @@ def recall_loss(
     loss = (lost - won) / events
     independent = ((lost + won) / events - loss**2) / events
     finite = samples[np.isfinite(samples)]
-    resampled = float(finite.var()) if finite.size else 0.0
-    design_effect = max(1.0, resampled / independent) if independent > 0 else 1.0
     few = lost + won < FEWEST_FOR_DESIGN_EFFECT
-    if few:
-        design_effect = max(design_effect, events / incidents)
-    # Bounds cannot use less than one event's worth of evidence.
-    design_effect = min(design_effect, float(events))
-    counts = (lost / design_effect, won / design_effect, events / design_effect)
-    t = student(alpha, blocks)
-    high = paired_upper_bound(*counts, alpha, t)
-    low = -paired_upper_bound(counts[1], counts[0], counts[2], alpha, t)
+
+    def design_effect(variance: float) -> float:
+        effect = max(1.0, variance / independent) if independent > 0 else 1.0
+        if few:
+            effect = max(effect, events / incidents)
+        # Bounds cannot use less than one event's worth of evidence.
+        return min(effect, float(events))
+
+    # Each design effect with the number of groups that it was taken from.
+    opinions = [(design_effect(float(finite.var()) if finite.size else 0.0), blocks)]
+    if not few:
+        between = stretch_variance(left_out)
+        # Without some stretch no event is left: all of the evidence is one stretch.
+        effect = design_effect(between) if math.isfinite(between) else float(events)
+        opinions.append((effect, left_out.size))
+
+    def upper(lost: int, won: int) -> float:
+        return max(
+            paired_upper_bound(
+                lost / effect, won / effect, events / effect, alpha, student(alpha, groups)
+            )
+            for effect, groups in opinions
+        )
+
+    low, high = -upper(won, lost), upper(lost, won)
+    effect = max(effect for effect, _ in opinions)
     drawn = percentile_bounds(samples, alpha) or (low, high)
     note = ""
     if lost + won == 0:
         note = (
             "the arms agree on every event, so there is nothing to resample; the bound is that of "
-            f"{counts[2]:.0f} independent incidents without a difference (rule of three)"
+            f"{events / effect:.0f} independent incidents without a difference (rule of three)"
         )
     elif few:
         note = (
@@ -246,20 +294,27 @@ def recall_loss(
         value=loss,
         low=min(low, drawn[0]),
         high=max(high, drawn[1]),
-        standard_error=math.sqrt(independent * design_effect),
-        design_effect=design_effect,
+        standard_error=math.sqrt(independent * effect),
+        design_effect=effect,
         note=note,
     )
 
 
 def metric_loss(
-    loss: float, samples: NDArray[np.float64], *, incidents: int, blocks: int, alpha: float
+    loss: float,
+    samples: NDArray[np.float64],
+    left_out: NDArray[np.float64],
+    *,
+    incidents: int,
+    blocks: int,
+    alpha: float,
 ) -> Estimate:
     """Estimate the loss of a metric of rows, such as average precision.
 
-    The bound is the wider one of the percentile bootstrap and of Student's t with one degree of
-    freedom less than there are incidents or blocks. Without any variance, the loss is at most the
-    share of incidents that could differ and have not.
+    The bound is the widest one of the percentile bootstrap, of Student's t on its standard error,
+    with one degree of freedom less than there are incidents or blocks, and of Student's t on the
+    jackknife over long stretches. Without any variance, the loss is at most the share of
+    incidents that could differ and have not.
     """
     finite = samples[np.isfinite(samples)]
     error = float(finite.std()) if finite.size else 0.0
@@ -271,9 +326,19 @@ def metric_loss(
             value=loss, low=loss - reach, high=loss + reach, standard_error=error, note=note
         )
     reach = student(alpha, min(incidents, blocks)) * error
+    between = stretch_variance(left_out)
+    note = ""
+    if math.isfinite(between):
+        groups = min(incidents, left_out.size)
+        reach = max(reach, student(alpha, groups) * math.sqrt(between))
+        error = max(error, math.sqrt(between))
+    else:
+        reach = max(reach, share_upper_bound(0, 1, alpha))
+        note = "all that is ranked as an event lies in one stretch of time, and counts as one"
     return Estimate(
         value=loss,
         low=min(drawn[0], loss - reach),
         high=max(drawn[1], loss + reach),
         standard_error=error,
+        note=note,
     )

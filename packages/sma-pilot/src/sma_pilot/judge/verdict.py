@@ -4,14 +4,15 @@ from collections.abc import Mapping
 
 from sma_pilot.judge.findings import Findings
 from sma_pilot.judge.footprint_gate import (
-    inform_cost,
     inform_routing,
     inform_score_difference,
     inform_throughput,
     judge_memory,
 )
+from sma_pilot.judge.guard import fallbacks_per_million, inform_guard
 from sma_pilot.judge.latency import MEDIAN, ArmLatency, measure_latency
 from sma_pilot.judge.latency_gate import judge_latency
+from sma_pilot.judge.load import inform_energy, inform_harness, inform_load
 from sma_pilot.judge.measurements import (
     BASELINE,
     CANDIDATE,
@@ -22,6 +23,7 @@ from sma_pilot.judge.measurements import (
     AlignedSlice,
     Measurements,
 )
+from sma_pilot.judge.money import inform_cost
 from sma_pilot.judge.quality import Quality, measure_quality
 from sma_pilot.judge.quality_gate import judge_quality, proven, score_noise
 from sma_pilot.judge.result import Kpi, Result
@@ -56,8 +58,13 @@ def judge(measurements: Measurements, plan: Plan) -> Result:
     noise = judge_latency(latency, plan, findings)
     judge_memory(measurements, plan, findings)
     inform_throughput(measurements, plan, findings)
-    inform_cost(measurements, latency, plan, findings)
+    inform_load(measurements, plan, findings)
+    inform_harness(measurements, plan, latency, findings)
+    inform_energy(measurements, plan, findings)
+    fallbacks = fallbacks_per_million(measurements.guard)
+    inform_cost(measurements, latency, plan, findings, fallbacks_per_million=fallbacks)
     inform_routing(measurements, findings)
+    inform_guard(measurements, latency, plan, findings)
     inform_score_difference(measurements, plan, findings)
     noise["score_rows_different"] = _same_scores_twice(judged, findings)
     _remark_baseline(measurements, quality, latency, plan, findings)

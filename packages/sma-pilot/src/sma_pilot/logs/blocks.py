@@ -66,7 +66,8 @@ def blocks(staged: StagedLog, borders: Borders, max_gap: int) -> Iterator[Block]
         rows = piece.rows
         time = rows["time"].to_numpy()
         slices, starts, gaps = cutter.cut(piece.entity, time)
-        numeric = rows.select(names).to_numpy(writable=True)
+        # Of no column at all polars would make no row either.
+        numeric = rows.select(names).to_numpy(writable=True) if names else np.empty((len(time), 0))
         unusable = ~np.isnan(numeric) & ~(np.abs(numeric) <= _LARGEST)
         numeric[unusable] = np.nan
         yield Block(

@@ -59,12 +59,17 @@ class EventIndex:
         return np.concatenate(self._starts[entity] or [np.empty(0, np.int64)])
 
     def target(self, block: Block, borders: Borders, horizon: int) -> NDArray[np.int32]:
-        """Return the target of each row: 1 when an event starts within `horizon` ns, 0, or -1.
+        """Return the target of each row: 1 when an event starts within `horizon` ns, 0, or -1."""
+        remaining = self.remaining(block, borders, horizon)
+        return np.where(remaining < 0, UNKNOWN, remaining <= horizon).astype(np.int32)
 
-        A row is 1 in [start - horizon, start) of an event of its own slice. It is -1 (ignored)
+    def remaining(self, block: Block, borders: Borders, horizon: int) -> NDArray[np.int64]:
+        """Return the time from each row to its next event, ns; `horizon` + 1 where it is farther.
+
+        Known in [start - horizon, start) of an event of the row's own slice. It is -1 (ignored)
         within an event, without a label, and where its future was not watched to the horizon's end:
         before a slice's border, above all, so that no label of a later slice reaches an earlier
-        one. It is 0 else.
+        one. Elsewhere the next event is farther than the horizon.
         """
         time = block.time
         starts = self.starts_of(block.entity)
@@ -75,8 +80,9 @@ class EventIndex:
         announced = (following <= time + horizon) & (following < borders.end_of(block.slices))
         watched_until = np.append(ends, 0)[np.searchsorted(ends, time)]
         watched = time + horizon <= watched_until
-        target = np.where(announced, 1, np.where(watched, 0, UNKNOWN))
-        return np.where(block.label == 0, target, UNKNOWN).astype(np.int32)
+        farther = np.where(watched, horizon + 1, UNKNOWN)
+        remaining = np.where(announced, following - time, farther)
+        return np.where(block.label == 0, remaining, UNKNOWN)
 
 
 def _counts(slices: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

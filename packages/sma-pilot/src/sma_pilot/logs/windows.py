@@ -26,8 +26,7 @@ from sma_pilot.logs.staging import PARTITION_BYTES, StagedLog, stage
 from sma_pilot.logs.tally import Tally
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
-
-ALARM_CLASSES = ("no event within the horizon", "event within the horizon")
+from sma_pilot.targets import class_names, classes_of, next_event
 
 
 def prepare(
@@ -83,6 +82,11 @@ def prepare(
         scaler = Scaler.fit(tally.train_moments, per_entity=plan.log.scaling == "per_entity")
         vocabularies = tally.vocabularies()
         columns = reader.columns
+        if plan.task.by_session and len(columns.categorical) != 1:
+            raise LogError(
+                f"log.categorical: {len(columns.categorical)} columns match; task "
+                "session_anomaly needs one, that of the event ids"
+            )
         provenance = {
             "preparation_digest": digest,
             "plan_digest": plan.digest,
@@ -112,7 +116,7 @@ def prepare(
                 CategoricalChannel(name=name, vocabulary=vocabulary)
                 for name, vocabulary in zip(columns.categorical, vocabularies, strict=True)
             ],
-            classes=ALARM_CLASSES if plan.task.horizon is not None else (),
+            classes=vocabularies[0] if plan.task.by_session else class_names(plan.task),
             period_ns=nanoseconds(plan.log.period),
             entities=staged.entities,
             splits=SLICES,
@@ -125,10 +129,11 @@ def prepare(
                 done += len(block.time)
                 if on_progress is not None:
                     on_progress("write data set", done, staged.rows)
-            if plan.task.kind == "alarm" and not rows.announced:
+            if plan.task.horizon is not None and not rows.announced:
                 raise LogError(
-                    "task alarm: no training row lies within the horizon before an event, so there "
-                    "is nothing to learn; move slices.validation_from, or check log.label"
+                    f"task {plan.task.kind}: no training row lies within the horizon before an "
+                    "event, so there is nothing to learn; move slices.validation_from, or check "
+                    "log.label"
                 )
         try:
             made.rename(folder)
@@ -154,18 +159,23 @@ class _RowWriter:
         self._scaler = scaler
         self._codes = [{word: i for i, word in enumerate(words)} for words in vocabularies]
         self._borders = borders
+        self._task = plan.task
         self._horizon = None if plan.task.horizon is None else nanoseconds(plan.task.horizon)
         self.announced = 0
-        """Training rows with target 1."""
+        """Training rows within the horizon before an event."""
 
     def write(self, block: Block) -> None:
         """Append a block, cut at its sequence starts."""
         target = None
         if self._horizon is not None:
-            target = self._events.target(block, self._borders, self._horizon)
-            self.announced += int((target[block.slices == 0] == 1).sum())
+            remaining = self._events.remaining(block, self._borders, self._horizon)
+            target = classes_of(self._task, remaining, self._horizon)
+            near = (remaining >= 0) & (remaining <= self._horizon) & (block.slices == 0)
+            self.announced += int(near.sum())
         numeric = self._scaler.apply(block.entity, block.numeric)
         categorical = self._encode(block)
+        if self._task.by_session and categorical is not None:
+            target = next_event(categorical[:, 0], block.label, block.starts)
         cuts = np.flatnonzero(block.starts)
         edges = np.unique(np.concatenate([[0], cuts, [len(block.time)]]))
         for start, stop in pairwise(edges.tolist()):
@@ -176,7 +186,7 @@ class _RowWriter:
                 SLICES[number],
                 entity=block.entity,
                 time=block.time[start:stop],
-                numeric=numeric[start:stop],
+                numeric=numeric[start:stop] if numeric.shape[1] else None,
                 categorical=None if categorical is None else categorical[start:stop],
                 label=block.label[start:stop],
                 target=None if target is None else target[start:stop],

@@ -6,25 +6,32 @@ fingerprint: each later step writes it down, and a folder made under another pla
 
 from sma_pilot.plan.arms import ArmPlan, Arms
 from sma_pilot.plan.document import Plan, load_plan, parse_plan
+from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import Border, LogSource, Slices
-from sma_pilot.plan.replay import ReplayPlan
-from sma_pilot.plan.savings import Efficiency, Money
-from sma_pilot.plan.task import Quality, Task
+from sma_pilot.plan.replay import ReplayPlan, ServerPlan
+from sma_pilot.plan.savings import Appraisal, Capacity, Efficiency, Money, Price
+from sma_pilot.plan.task import TASKS_OF_METRIC, Quality, Task
 from sma_pilot.plan.values import Duration, Moment, Section, format_duration, parse_duration
 
 __all__ = [
+    "TASKS_OF_METRIC",
+    "Appraisal",
     "ArmPlan",
     "Arms",
     "Border",
+    "Capacity",
     "Duration",
     "Efficiency",
+    "GuardPlan",
     "LogSource",
     "Moment",
     "Money",
     "Plan",
+    "Price",
     "Quality",
     "ReplayPlan",
     "Section",
+    "ServerPlan",
     "Slices",
     "Task",
     "format_duration",

@@ -10,10 +10,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from sma_pilot.errors import PlanError
 from sma_pilot.plan.arms import ArmPlan, Arms
+from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import LogSource, Slices
 from sma_pilot.plan.replay import ReplayPlan
 from sma_pilot.plan.savings import Efficiency, Money
-from sma_pilot.plan.task import Quality, Task
+from sma_pilot.plan.task import TASKS_OF_METRIC, Quality, Task
 from sma_pilot.plan.values import Section
 
 
@@ -32,17 +33,45 @@ class Plan(Section):
     money: Money | None = None
     arms: Arms
     replay: ReplayPlan = ReplayPlan()
+    guard: GuardPlan | None = None
 
     @model_validator(mode="after")
     def _baseline_fits_task(self) -> Self:
-        baselines = {"forecast_anomaly": "pca", "alarm": "logistic"}
+        kind = self.task.kind
+        baselines = {"pca": "forecast_anomaly", "logistic": "alarm"}
         for name, arm in self.named_arms().items():
-            if arm.kind in baselines.values() and arm.kind != baselines[self.task.kind]:
-                raise ValueError(
-                    f"arms.{name}: kind {arm.kind!r} cannot do task {self.task.kind!r}"
-                )
-        if self.task.kind == "alarm" and self.log.label is None:
-            raise ValueError("log.label is needed by task 'alarm': it learns from labelled events")
+            if baselines.get(arm.kind, kind) != kind:
+                raise ValueError(f"arms.{name}: kind {arm.kind!r} cannot do task {kind!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _log_fits_task(self) -> Self:
+        kind, log = self.task.kind, self.log
+        if self.task.horizon is not None and log.label is None:
+            raise ValueError(f"log.label is needed by task {kind!r}: it learns from events")
+        if not log.numeric and (kind == "forecast_anomaly" or not log.categorical):
+            raise ValueError("log.numeric: name a column that holds numbers")
+        if kind != "session_anomaly":
+            return self
+        if log.entity is None:
+            raise ValueError("log.entity is needed by task 'session_anomaly': it names the session")
+        if not log.categorical:
+            raise ValueError("log.categorical: name the column of event ids")
+        if log.duplicates != "keep":
+            raise ValueError(
+                "log.duplicates: events of one session at the same time are no duplicates; "
+                "task 'session_anomaly' needs 'keep'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _headline_fits_task(self) -> Self:
+        headline, kind = self.quality.headline, self.task.kind
+        if kind not in TASKS_OF_METRIC.get(headline, (kind,)):
+            raise ValueError(
+                f"quality.headline: {headline!r} is no metric of task {kind!r}, only of "
+                f"{', '.join(TASKS_OF_METRIC[headline])}"
+            )
         return self
 
     def named_arms(self) -> dict[str, ArmPlan]:

@@ -29,7 +29,7 @@ class LogSource(Section):
     """Column that names the machine; None for a log of one machine."""
     label: str | None = None
     """Column that marks an anomaly or failure (0 or null: none); for judging, and for `alarm`."""
-    numeric: Annotated[tuple[str, ...], Field(min_length=1)]
+    numeric: tuple[str, ...] = ()
     """Numeric columns, by name or glob pattern."""
     categorical: tuple[str, ...] = ()
     """Columns of discrete values, by name or glob pattern."""
@@ -37,8 +37,9 @@ class LogSource(Section):
     """Usual time between two rows of one entity."""
     max_gap: Duration
     """A longer silence of an entity starts a new sequence, with fresh state."""
-    duplicates: Literal["first", "last"] = "last"
-    """Which row stands when an entity has two of the same time, in the order of the files."""
+    duplicates: Literal["first", "last", "keep"] = "last"
+    """Which row stands when an entity has two of the same time, in the order of the files; keep:
+    all, each a nanosecond after the one before."""
     scaling: Literal["per_entity", "global"] = "per_entity"
     """Whether centre and scale (of training rows) are taken for each entity or for all."""
 

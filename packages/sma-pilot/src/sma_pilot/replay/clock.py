@@ -9,6 +9,9 @@ Clock = Callable[[], int]
 """Nanoseconds since some moment, never going back. Tests hand in one of their own."""
 
 wall_clock: Clock = time.perf_counter_ns
+_SPIN_NS = 1_000_000
+Wait = Callable[[Clock, int], None]
+"""Returns when the clock shows a time. Tests hand in one that moves their clock."""
 
 
 def timer_overhead_ns(clock: Clock, readings: int = 1001) -> int:
@@ -59,3 +62,10 @@ def earlier_objects_settled() -> Iterator[None]:
         # The collector spaces full collections by how much outlived the last one: let it count
         # those objects again, or it would walk them over and over.
         gc.collect()
+
+
+def wait_until(clock: Clock, time_ns: int) -> None:
+    """Return when `clock` shows `time_ns`, or at once if it is later already."""
+    while (left := time_ns - clock()) > 0:
+        if left > _SPIN_NS:  # sleeping is late by about a tenth of a millisecond
+            time.sleep((left - _SPIN_NS) / 1e9)

@@ -2,12 +2,25 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from sma_pilot.errors import RunError
-from sma_pilot.judge.measurements import ARMS, SLICES, ArmScores, LatencySample, Leg, Measurements
+from sma_pilot.judge.guard_record import GuardRecord, GuardTally
+from sma_pilot.judge.load_sample import LoadSample
+from sma_pilot.judge.measurements import (
+    ARMS,
+    MULTI_STREAM,
+    SERVER,
+    SLICES,
+    ArmScores,
+    LatencySample,
+    Leg,
+    Measurements,
+)
+from sma_pilot.logs.slices import iso
 from sma_pilot.replay.card import ReplayCard
 
 
@@ -27,7 +40,7 @@ def load_measurements(folder: Path) -> Measurements:
     arms = [arm for arm in ARMS if arm in replayed]
     try:
         scores = {
-            slice_name: {arm: _scores(folder, arm, slice_name) for arm in arms}
+            slice_name: {arm: read_scores(folder, arm, slice_name) for arm in arms}
             for slice_name in SLICES
         }
         latency = {arm: _latency(folder, arm) for arm in arms}
@@ -45,6 +58,59 @@ def load_measurements(folder: Path) -> Measurements:
         legs=legs,
         dataset=card.dataset,
         environment=card.environment,
+        guard=_guard(card.legs.get("candidate/guarded")),
+        load=_under_load(folder, card),
+    )
+
+
+def _under_load(folder: Path, card: ReplayCard) -> dict[str, LoadSample]:
+    """Read the times of the scenarios beside offline and single stream."""
+    samples = {}
+    for name, figures in card.legs.items():
+        arm, scenario = name.split("/")
+        if scenario not in (MULTI_STREAM, SERVER):
+            continue
+        times = _parts(folder / scenario, arm).collect()
+        samples[name] = LoadSample(
+            events_per_query=figures["events_per_query"],
+            service_ns=times["service_ns"].to_numpy(),
+            **(
+                {
+                    "response_ns": times["response_ns"].to_numpy(),
+                    "slip_ns": times["slip_ns"].to_numpy(),
+                    "offered_rate": figures["offered_rate"],
+                    "sustainable_rate": figures["sustainable_rate"],
+                    "search_note": figures["search_note"],
+                }
+                if scenario == SERVER
+                else {}
+            ),
+        )
+    return samples
+
+
+def _guard(figures: dict[str, Any] | None) -> GuardRecord | None:
+    """Read what the guarded leg left; see `sma_pilot.replay.guarded`."""
+    if figures is None:
+        return None
+    tallies = {
+        part: GuardTally(
+            rows=tally["rows"],
+            fallbacks=tally["fallbacks"],
+            fallback_rows=tally["fallback_rows"],
+            looks=tally["looks"],
+            priming_seconds=tally["priming_ns"] / 1e9,
+        )
+        for part, tally in figures["tally"].items()
+    }
+    own = figures["guard_ns_per_event"]
+    return GuardRecord(
+        **tallies,
+        seconds_per_event=None if own is None else own / 1e9,
+        examples=tuple(
+            f"entity {example['entity']!r} at {iso(example['time'])}: {example['text']}"
+            for example in figures["examples"]
+        ),
     )
 
 
@@ -56,7 +122,8 @@ def _parts(folder: Path, arm: str) -> pl.LazyFrame:
     return pl.scan_parquet(parts)
 
 
-def _scores(folder: Path, arm: str, slice_name: str) -> ArmScores:
+def read_scores(folder: Path, arm: str, slice_name: str) -> ArmScores:
+    """Read one arm's scores of one slice from a replay folder, finished or not."""
     frame = (
         _parts(folder / "scores", arm)
         .filter(pl.col("slice") == slice_name)

@@ -25,10 +25,12 @@ from sma_pilot.replay.clock import (
     timer_overhead_ns,
     wall_clock,
 )
+from sma_pilot.replay.energy import EnergyMeter
 from sma_pilot.replay.environment import environment
+from sma_pilot.replay.further import LegContext, further_legs, further_scenarios
 from sma_pilot.replay.meters import PeakMemory
 from sma_pilot.replay.offline import run_offline
-from sma_pilot.replay.single_stream import run_single_stream
+from sma_pilot.replay.single_stream import harness_ns, run_single_stream
 from sma_pilot.replay.stream import choose_stream
 from sma_pilot.replay.timeline import Lane, Timeline
 from sma_pilot.run_folder import write_json
@@ -73,6 +75,7 @@ def legs_of(plan: Plan) -> list[LegName]:
     for visit in range(plan.replay.passes):
         order = shuffled.sample(arms, len(arms))
         legs += [LegName(arm, SINGLE_STREAM, visit) for arm in order]
+    legs += [LegName(arm, scenario) for arm, scenario in further_legs(plan)]
     return legs
 
 
@@ -135,10 +138,11 @@ def replay(
             for leg in waiting:
                 if leg.visit is not None:
                     on_progress("replay single stream", streams.index(leg), len(streams))
-                figures = bench.measure(leg, lambda leg=leg: arms[leg.role].open(models / leg.role))
+                figures = bench.measure(leg, lambda role: arms[role].open(models / role))
                 write_json(folder / "legs" / leg.file, figures)
         on_progress("replay single stream", len(streams), len(streams))
     begun["environment"]["timer_overhead_ns"] = timer_overhead_ns(clock)
+    begun["environment"]["harness_ns"] = harness_ns(clock)
     measured = {leg: read_json(folder / "legs" / leg.file) for leg in legs}
     card = ReplayCard(**begun, order=[str(leg) for leg in legs], legs=_by_scenario(measured))
     write_json(finished, card.to_dict())
@@ -195,12 +199,26 @@ class _Bench:
                 scorer.score(chunk.inputs, chunk.state)
                 scorer.step(chunk.inputs.map(lambda rows: rows[:, :1]), chunk.state)
 
-    def measure(self, leg: LegName, open_scorer: Callable[[], Scorer]) -> dict[str, Any]:
+    def measure(self, leg: LegName, open_scorer: Callable[[str], Scorer]) -> dict[str, Any]:
         """Run a leg and return its figures, ready for JSON."""
         settings = self._plan.replay
-        with PeakMemory(sampled=leg.scenario == OFFLINE, device=settings.device) as memory:
-            scorer = open_scorer()
-            if leg.visit is None:
+        energy = EnergyMeter(device=settings.device, clock=self._clock)
+        with PeakMemory(sampled=leg.scenario == OFFLINE, device=settings.device) as memory, energy:
+            scorer = open_scorer(leg.role)
+            if leg.scenario not in (OFFLINE, SINGLE_STREAM):
+                context = LegContext(
+                    plan=self._plan,
+                    arm=leg.arm,
+                    scorer=scorer,
+                    open_scorer=open_scorer,
+                    timeline=self._timeline,
+                    folder=self._folder,
+                    clock=self._clock,
+                    on_progress=self._on_progress,
+                    sample_memory=memory.sample,
+                )
+                figures = further_scenarios()[leg.scenario](context)
+            elif leg.visit is None:
                 figures = run_offline(
                     leg.arm,
                     scorer,
@@ -232,6 +250,7 @@ class _Bench:
             "peak_cuda_bytes": memory.peak_cuda_bytes,
             "state_bytes_per_entity": scorer.start(1).nbytes,
             "weight_bytes": scorer.weight_bytes,
+            "energy_joules": energy.joules,
             "threads": settings.threads,
         }
 

@@ -6,7 +6,7 @@ what is measured is service time. Each entity's state is the one that the offlin
 where the run begins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from sma_pilot.replay.meters import release_freed_memory
 from sma_pilot.replay.parts import PartWriter
 from sma_pilot.replay.stream import Stream
 from sma_pilot.replay.timeline import Timeline, stack
+
+Step = Callable[[Any, Any], tuple[float, Decisions]]
 
 
 def run_single_stream(
@@ -70,24 +72,13 @@ def run_single_stream(
     RunError
         Stream and offline scores disagree on which rows have a score.
     """
-    scores: list[float] = []
-    service: list[int] = []
-    decided: list[Decisions] = []
     with torch.inference_mode():
-        states = _states_before(scorer, timeline, stream, chunk_rows)
-        events = _events(timeline, stream)
+        states = states_before(scorer, timeline, stream, chunk_rows)
+        events = events_of(timeline, stream)
         calls = [(event, states[lane]) for event, lane in zip(events, stream.lane, strict=True)]
-        step = scorer.step
         # What the way to the start needed is no part of what the stream holds.
         release_freed_memory()
-        with garbage_collector_off():
-            for event, state in calls:
-                begin = clock()
-                score, decisions = step(event, state)
-                end = clock()
-                service.append(end - begin)
-                scores.append(score)
-                decided.append(decisions)
+        scores, service, decided = send(scorer.step, calls, clock)
         sample_memory()
     shares = np.array([_active_share(decisions) for decisions in decided], dtype=np.float32)
     entities = pl.Enum(timeline.entities)
@@ -127,9 +118,37 @@ def run_single_stream(
     }
 
 
-def _states_before(
-    scorer: Scorer, timeline: Timeline, stream: Stream, chunk_rows: int
-) -> list[Any]:
+def send(
+    step: Step, calls: Sequence[tuple[Any, Any]], clock: Clock
+) -> tuple[list[float], list[int], list[Decisions]]:
+    """Send events one by one; return scores, service times in ns, and decisions."""
+    scores: list[float] = []
+    service: list[int] = []
+    decided: list[Decisions] = []
+    with garbage_collector_off():
+        for event, state in calls:
+            begin = clock()
+            score, decisions = step(event, state)
+            end = clock()
+            service.append(end - begin)
+            scores.append(score)
+            decided.append(decisions)
+    return scores, service, decided
+
+
+def harness_ns(clock: Clock, events: int = 2001) -> float:
+    """Return what the harness itself takes with an event: the loop with a model that does nothing.
+
+    Mean time an event in ns. A part of it lies between the two readings of the clock, and with
+    that in every service time; the rest is what a stream takes longer than its service times say.
+    """
+    calls = [(None, None)] * events
+    begin = clock()
+    send(lambda event, state: (0.0, ()), calls, clock)
+    return (clock() - begin) / events
+
+
+def states_before(scorer: Scorer, timeline: Timeline, stream: Stream, chunk_rows: int) -> list[Any]:
     """Return the state of each lane after all rows before its first event."""
     place = {lane.stretch: index for index, lane in enumerate(stream.past)}
     states = [scorer.start(1) for _ in stream.past]
@@ -142,7 +161,7 @@ def _states_before(
     return states
 
 
-def _events(timeline: Timeline, stream: Stream) -> list[Inputs]:
+def events_of(timeline: Timeline, stream: Stream) -> list[Inputs]:
     """Return the inputs [1, 1, channels] of each event, views of one block of rows per lane."""
     counts = np.bincount(stream.lane, minlength=len(stream.past))
     blocks = []

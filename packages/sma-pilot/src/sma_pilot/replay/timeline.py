@@ -89,9 +89,15 @@ class Timeline:
         self.entities = dataset.card.entities or ("all",)
         self._validation = dataset.split("validation")
         self._judged = dataset.split("judged")
+        self._dataset = dataset
         self.stretches = self._join(max_gap_ns)
         self.rows = self._validation.rows + self._judged.rows
         self.judged_rows = self._judged.rows
+
+    @property
+    def train(self) -> Split:
+        """The slice that models learned from; none of its rows is replayed."""
+        return self._dataset.split("train")
 
     def _join(self, max_gap_ns: int) -> list[Stretch]:
         # Validation ends before judging begins, so only an entity's last sequence of the one and

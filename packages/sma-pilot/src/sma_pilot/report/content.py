@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sma_pilot.decision.record import Decision
+from sma_pilot.judge.discordance import mcnemar_p
 from sma_pilot.judge.measurements import (
     ARMS,
     BASELINE,
@@ -15,9 +16,10 @@ from sma_pilot.judge.measurements import (
     JUDGED,
     VALIDATION,
 )
-from sma_pilot.judge.scene import EVENT_RECALL
+from sma_pilot.judge.metrics import EVENT_RECALL
 from sma_pilot.replay.card import ReplayCard
 from sma_pilot.report.evidence import Evidence
+from sma_pilot.report.money import is_case, money_content
 from sma_pilot.report.svg import printable
 from sma_pilot.report.tables import arm_figures, comparisons, gate_rows
 from sma_pilot.report.words import (
@@ -31,6 +33,7 @@ from sma_pilot.report.words import (
 )
 
 _MOST_EVENTS = 15
+_NO_LOAD = "Latency under load: events were sent one at a time, none waited for another."
 
 
 def page_content(evidence: Evidence) -> dict[str, Any]:
@@ -53,6 +56,7 @@ def page_content(evidence: Evidence) -> dict[str, Any]:
         "gates": gate_rows(result, arms),
         "events": _events(evidence),
         "baseline": _baseline(evidence),
+        "money": money_content(result, evidence.plan.money),
         "rates": evidence.routing_rates(),
         "not_measured": _not_measured(evidence),
         "arms": arms,
@@ -108,10 +112,12 @@ def _events(evidence: Evidence) -> dict[str, Any]:
                 "caught": ["✓ caught" if own[event] else "✕ missed" for own in caught.values()],
             }
         )
+    p_value = mcnemar_p(counts[1], counts[2])
     shown = "all" if events.count <= _MOST_EVENTS else f"{len(table)} of {events.count}"
     return {
         "summary": f"Of {events.count} labelled events both arms caught {counts[0]}, the "
-        f"incumbent alone {counts[1]}, the candidate alone {counts[2]}, neither {counts[3]}.",
+        f"incumbent alone {counts[1]}, the candidate alone {counts[2]}, neither {counts[3]}. "
+        f"Exact McNemar test of the differing ones: p = {p_value:.3g}.",
         "caption": f"Events of the judged rows ({shown}); those on which incumbent and candidate "
         "differ come first.",
         "arms": list(caught),
@@ -148,6 +154,8 @@ def _not_measured(evidence: Evidence) -> list[str]:
     """List what a reader might believe was measured and was not."""
     topics: dict[str, list[str]] = {}
     for kpi in evidence.result.kpis:
+        if is_case(kpi):
+            continue  # the table of money says so in its own place
         if kpi.status == "not_measured" or (kpi.is_gate and kpi.value is None):
             label = f"{kpi_group(kpi)}: {kpi_label(kpi).lower()}"
             topics.setdefault(f"{label}\0{kpi.note}", []).append(arm_label(kpi.arm or ""))
@@ -159,8 +167,7 @@ def _not_measured(evidence: Evidence) -> list[str]:
     last = _moment(evidence.dataset.card.splits[JUDGED].last_time_ns)
     return [
         *lines,
-        "Energy: no counter was read.",
-        "Latency under load: events were sent one at a time, none waited for another.",
+        *([] if "server" in evidence.plan.replay.scenarios else [_NO_LOAD]),
         "The way to the model: transport, parsing and storage are outside of every service time.",
         f"Anything after {last} UTC: a machine, a product or a sensor that changed since is not in "
         "these rows.",

@@ -13,9 +13,11 @@ from typing import Any
 
 from sma_core.checkpoint import CARD_FILE, read_card
 from sma_pilot.decision.record import Decision
-from sma_pilot.judge.result import Kpi
+from sma_pilot.judge.result import Kpi, Result
+from sma_pilot.judge.roi import BASES, CASES
 from sma_pilot.replay.card import ReplayCard
 from sma_pilot.report.evidence import Evidence
+from sma_pilot.report.money import payback_text
 from sma_pilot.report.svg import printable
 from sma_pilot.report.words import kpi_topic
 
@@ -31,6 +33,7 @@ OVERRIDE_TAG = "sma.override"
 RECORD_TAG = "sma.decision_sha256"
 SINCE_TAG = "sma.since_signed"
 GATE_TAG = "sma.gate."
+PAYBACK_TAG = "sma.payback."
 GATE_SECTION = "kpi"
 # What the store's names may hold; a sub-module that somebody registered may be called anything.
 _FOREIGN = re.compile(r"[^A-Za-z0-9_\-. /]")
@@ -95,6 +98,7 @@ def pilot_entries(evidence: Evidence, *, unchanged: bool = True) -> Entries:
             **(decision_tags(decisions[-1]) if decisions else {}),
             **({SINCE_TAG: "unchanged" if unchanged else "changed"} if decisions else {}),
             **{GATE_TAG + _gate_name(kpi): kpi.status for kpi in gates},
+            **dict(_paybacks(result)),
             PLAN_TAG: plan.digest,
             "sma.dataset_digest": evidence.dataset.card.digest,
             "sma.result_sha256": evidence.result_sha256,
@@ -136,6 +140,18 @@ def arm_entries(evidence: Evidence, arm: str) -> Entries:
 
 def _gate_name(kpi: Kpi) -> str:
     return _name(kpi.name).replace("/", "_")
+
+
+def _paybacks(result: Result) -> Iterator[tuple[str, str]]:
+    """Give the paybacks of each basis as words: `never` is no number that a metric could hold."""
+    kpis = {kpi.name: kpi for kpi in result.kpis}
+    for basis in BASES:
+        own = [kpis.get(f"cost/{basis}/{case}/payback_years") for case in CASES]
+        known = [payback_text(kpi) for kpi in own if kpi is not None]
+        if len(known) == len(CASES) and set(known) != {"not measured"}:
+            conservative, base, optimistic = known
+            words = f"{base} (conservative {conservative}, optimistic {optimistic})"
+            yield f"{PAYBACK_TAG}{basis}", words
 
 
 def _against_limit(kpi: Kpi) -> Iterator[tuple[str, float]]:

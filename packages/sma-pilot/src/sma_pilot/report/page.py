@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from sma_pilot.errors import RunError
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT_AGAIN
-from sma_pilot.judge.scene import EVENT_RECALL
+from sma_pilot.judge.metrics import EVENT_RECALL
 from sma_pilot.report import content
 from sma_pilot.report.evidence import Evidence
 from sma_pilot.report.plots import (

@@ -26,8 +26,10 @@ def choose_stretches(evidence: Evidence) -> list[Stretch]:
     """Choose an event that the candidate caught, one that it missed, and a quiet stretch.
 
     Of the events caught, and of those missed, the one of median length is taken. Without labelled
-    events the stretch around the candidate's highest score stands in for them.
+    events the stretch around the candidate's highest score stands in for them. Sessions have none.
     """
+    if evidence.plan.task.by_session:
+        return []  # what is judged is a session as a whole, and has no course to draw
     scene, caught = evidence.scene, evidence.quality[CANDIDATE].caught
     events = scene.events
     entity = scene.rows.entity

@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from sma_pilot.judge.result import Kpi, Result
+from sma_pilot.report.money import is_case
 from sma_pilot.report.words import (
     GROUPS,
     format_interval,
@@ -83,8 +84,8 @@ def _cell(kpi: Kpi | None) -> dict[str, str]:
 
 
 def comparisons(result: Result) -> list[dict[str, Any]]:
-    """Table the KPIs that are of no single arm and no gate, by group."""
-    own = [kpi for kpi in result.kpis if kpi.arm is None and not kpi.is_gate]
+    """Table the KPIs that are of no single arm and no gate, by group; money has its own table."""
+    own = [kpi for kpi in result.kpis if kpi.arm is None and not kpi.is_gate and not is_case(kpi)]
     return [
         {
             "title": title,

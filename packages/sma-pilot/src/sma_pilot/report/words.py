@@ -25,6 +25,8 @@ GROUPS = {
     "throughput": "Throughput",
     "cost": "Cost",
     "routing": "Routing",
+    "guard": "Guard",
+    "energy": "Energy",
     "noise": "Noise of the measurement",
 }
 _ARM_LABELS = {
@@ -39,23 +41,53 @@ _LABELS = {
     "quality/events_left_out": "Events nobody could have caught",
     "quality/right_to_wrong": "Events that only the incumbent caught",
     "quality/wrong_to_right": "Events that only the candidate caught",
+    "quality/discordance": "Share of events on which the arms differ",
+    "quality/mcnemar_p": "Exact McNemar p-value of the differing events",
     "quality/blocks": "Independent stretches of time",
     "quality/block_length_s": "Length of such a stretch",
     "memory/fleet_ratio": "Memory ratio, all entities",
     "cost/offline_saving_per_year": "Saving a year, offline",
     "cost/single_stream_saving_per_year": "Saving a year, one event at a time",
+    "cost/setup": "Set-up, once",
+    "cost/running_per_year": "Running cost a year, beside machines",
+    "cost/fallbacks_per_million": "Fallbacks of a million events",
+    "cost/fallback_per_year": "Fallbacks, a year",
     "noise/score_rows_different": "Rows that the incumbent scored differently when run again",
 }
 _TOPICS = {
+    "affiliation_f1": "affiliation F1",
     "alarm_time_share": "share of normal time in alarm",
+    "brier": "Brier score",
+    "calibration_error": "expected calibration error",
     "false_alarms_per_day": "false alarms",
+    "mae": "mean absolute error",
+    "mae_s": "mean absolute error in time",
+    "exception_fallbacks": "fallbacks for an exception",
+    "non_finite_fallbacks": "fallbacks for a score that is no number",
+    "latency_fallbacks": "fallbacks for a late score",
+    "low_confidence_fallbacks": "fallbacks for low confidence",
+    "never_active_fallbacks": "fallbacks for a router that never runs",
+    "always_active_fallbacks": "fallbacks for a router that always runs",
+    "drift_fallbacks": "fallbacks for drift of inputs",
+    "fallback_row_share": "rows taken from the candidate",
+    "validation_fallback_row_share": "the same, of validation rows",
+    "fallback_cost_per_year": "cost of fallbacks a year",
+    "looks": "looks of a person",
+    "own_time_ms": "time of the guard itself",
+    "harness_share": "time of the harness itself, over the service time",
+    "joules_per_million_events": "energy of a million events",
+    "multi_stream_rows_per_second": "rows a second, many entities at once",
+    "sustainable_events_per_second": "highest rate that keeps to the bound",
     "mean_ms": "mean service time",
     "median_delay_s": "median delay of the first alarm",
     "median_lead_time_s": "median warning before the event",
     "offline_per_million_events": "a million events, offline",
     "offline_per_year": "a year, offline",
+    "p90_delay_s": "delay that nine of ten caught events stay within",
     "peak_cuda_bytes": "peak memory of the GPU",
     "peak_rss_bytes": "peak memory of the process",
+    "rmse": "root mean squared error",
+    "rmse_s": "root mean squared error in time",
     "rows_per_second": "offline throughput",
     "score_difference": "stream against offline scores",
     "single_stream_per_million_events": "a million events, one at a time",
@@ -63,10 +95,26 @@ _TOPICS = {
     "state_bytes_per_entity": "state of one entity",
     "threshold": "alarm threshold",
     "unscored_rows": "rows without a score",
+    "vus_pr": "VUS-PR",
     "weight_bytes": "weights",
 }
-_PERCENTILE = re.compile(r"p(\d+(?:\.\d+)?)_ms")
-_COUNTED = ("rows", "events", "incidents", "blocks", "queries", "entities")
+_PERCENTILE = re.compile(r"(multi_stream_|server_response_|server_service_)?p(\d+(?:\.\d+)?)_ms")
+_TIMED = {
+    "": "service time",
+    "multi_stream_": "service time of a batch of entities",
+    "server_response_": "response time under load",
+    "server_service_": "service time under load",
+}
+_COUNTED = (
+    "rows",
+    "events",
+    "incidents",
+    "blocks",
+    "queries",
+    "entities",
+    "fallbacks",
+    "looks",
+)
 _TIMES = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
@@ -97,7 +145,7 @@ def kpi_label(kpi: Kpi) -> str:
         return _LABELS[kpi.name]
     topic = kpi_topic(kpi)
     if percentile := _PERCENTILE.fullmatch(topic):
-        return f"{percentile[1]}th percentile of service time"
+        return f"{percentile[2]}th percentile of {_TIMED[percentile[1] or '']}"
     topic = _TOPICS.get(topic, topic)
     for head, words in (
         ("baseline_loss_", "loss of the simple baseline against the candidate: "),
@@ -107,7 +155,8 @@ def kpi_label(kpi: Kpi) -> str:
         ("rate/", ""),
     ):
         if topic.startswith(head):
-            topic = words + topic.removeprefix(head)
+            rest = topic.removeprefix(head)
+            topic = words + _TOPICS.get(rest, rest)
             break
     words = topic.replace("/", ": ").replace("_", " ").strip()
     return words[:1].upper() + words[1:]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from statistics import NormalDist
 
 from sma_pilot.judge.power import POWER
+from sma_pilot.judge.provable import LIKELY_DISCORDANCE
 from sma_pilot.judge.statistics import share_upper_bound
 from sma_pilot.logs.facts import LogFacts
 from sma_pilot.logs.findings.finding import (
@@ -19,7 +20,6 @@ from sma_pilot.logs.slices import JUDGED, SLICES, TRAIN, VALIDATION, nanoseconds
 from sma_pilot.plan import Plan
 
 _FEWEST_FALSE_ALARMS = 5
-_DISCORDANCE = 0.05
 
 
 def labels(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
@@ -52,7 +52,7 @@ def labels(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
             f"{share_of(judged.event_rows, judged.labelled)} of the labelled judged rows are event "
             f"rows: does {plan.log.label!r} mean the reverse?",
         )
-    if plan.task.kind == "alarm":
+    if plan.task.horizon is not None:
         for number in (TRAIN, VALIDATION):
             if facts.announced[number] == 0:
                 yield Finding(
@@ -92,7 +92,7 @@ def proof(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
         return
     least = math.ceil(math.log(quality.alpha) / math.log1p(-quality.loss_limit))
     z = NormalDist().inv_cdf(1 - quality.alpha) + NormalDist().inv_cdf(POWER)
-    likely = max(least, math.ceil(_DISCORDANCE * (z / quality.loss_limit) ** 2))
+    likely = max(least, math.ceil(LIKELY_DISCORDANCE * (z / quality.loss_limit) ** 2))
     if share_upper_bound(0, events, quality.alpha) > quality.loss_limit:
         yield Finding(
             "warning",
@@ -108,6 +108,6 @@ def proof(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
             "proof",
             f"A loss of event recall under {quality.loss_limit:g} can be proven with "
             f"{counted(events, 'judged event')} ({least} would do if both arms caught the same). "
-            f"If they differ on {100 * _DISCORDANCE:g} % of the events, it takes about {likely}; "
-            "events that come in clusters count less.",
+            f"If they differ on {100 * LIKELY_DISCORDANCE:g} % of the events, it takes about "
+            f"{likely}; events that come in clusters count less.",
         )

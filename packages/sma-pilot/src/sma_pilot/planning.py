@@ -1,0 +1,111 @@
+"""What a log can prove, worked out before the pilot: from its events, or from an incumbent's too.
+
+A limit that the data cannot prove makes a pilot that ends inconclusive whatever the candidate does.
+Better to know it before anything is trained.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sma_pilot.arms import build_arms
+from sma_pilot.errors import PlanError
+from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, AlignedSlice, Measurements
+from sma_pilot.judge.provability import (
+    Provability,
+    assess_provability,
+    evidence_of_events,
+    evidence_of_incumbent,
+)
+from sma_pilot.judge.provable import LIKELY_DISCORDANCE, POWER, Assumption
+from sma_pilot.logs.row_keys import judged_keys
+from sma_pilot.logs.windows import prepare
+from sma_pilot.plan import Plan
+from sma_pilot.progress import OnProgress
+from sma_pilot.replay.clock import wall_clock
+from sma_pilot.replay.measurements_io import read_scores
+from sma_pilot.replay.offline import run_offline
+from sma_pilot.replay.timeline import Timeline
+from sma_pilot.run_folder import RunFolder
+
+
+def plan_pilot(
+    plan: Plan,
+    data: Path,
+    on_progress: OnProgress,
+    *,
+    run: RunFolder | None = None,
+    discordance: float = LIKELY_DISCORDANCE,
+    power: float = POWER,
+) -> Provability:
+    """Work out the smallest loss of event recall that the log can prove, and hold the limit to it.
+
+    Parameters
+    ----------
+    plan : Plan
+    data : Path
+        Where the plan's relative paths start.
+    on_progress : OnProgress
+    run : RunFolder, optional
+        Where the incumbent is fitted and replayed first, so that the memory of what it catches
+        is measured; the pilot itself takes up the prepared data set and the fitted model. None:
+        from the events alone.
+    discordance, power : float
+        See `Assumption`.
+
+    Raises
+    ------
+    PlanError
+        The headline is no event recall, or an option is out of range.
+    LogError
+        The log does not fit the plan.
+    """
+    if plan.quality.headline != "event_recall":
+        raise PlanError(
+            f"quality.headline: what can be proven of {plan.quality.headline!r} cannot be told "
+            "beforehand, as its variance is that of arms that are not there yet; plan with "
+            "'event_recall', or judge and read `more_data` of the result"
+        )
+    for name, value in (("discordance", discordance), ("power", power)):
+        if not 0 < value < 1:
+            raise PlanError(f"--{name}: need a share between 0 and 1, got {value:g}")
+    assumed = Assumption(discordance=discordance, alpha=plan.quality.alpha, power=power)
+    if run is None:
+        keys = judged_keys(plan, data, on_progress)
+        # Of an arm that is not there it is only supposed that it scores every row.
+        supposed = dict.fromkeys((INCUMBENT, CANDIDATE), np.zeros(keys.rows, np.float32))
+        known = evidence_of_events(replace(keys, scores=supposed), plan)
+    else:
+        known = evidence_of_incumbent(*_replay_incumbent(plan, data, run, on_progress), plan)
+    return assess_provability(known, assumed, plan)
+
+
+def _replay_incumbent(
+    plan: Plan, data: Path, run: RunFolder, on_progress: OnProgress
+) -> tuple[AlignedSlice, AlignedSlice]:
+    """Fit the incumbent alone, score validation and judged rows once, and return both slices."""
+    dataset = prepare(plan, data, run.dataset, on_progress)
+    arm = build_arms(plan, data)[INCUMBENT]
+    arm.check(dataset)
+    arm.fit(dataset, run.models / INCUMBENT, on_progress)
+    timeline = Timeline(dataset, round(plan.log.max_gap.total_seconds() * 1e9))
+    folder = run.path / "planning"
+    run_offline(
+        INCUMBENT,
+        arm.open(run.models / INCUMBENT),
+        timeline,
+        folder,
+        chunk_rows=plan.replay.chunk_rows,
+        routing=False,
+        clock=wall_clock,
+        on_progress=on_progress,
+    )
+    scores = {}
+    for name in ("validation", "judged"):
+        own = read_scores(folder, INCUMBENT, name)
+        # Held against an arm that never raises an alarm: its loss is the incumbent's recall.
+        silent = replace(own, score=np.full(own.rows, -np.inf, np.float32))
+        scores[name] = {INCUMBENT: own, CANDIDATE: silent}
+    both = Measurements(entities=timeline.entities, scores=scores)
+    return AlignedSlice.align(both, "validation"), AlignedSlice.align(both, "judged")
