@@ -1,5 +1,6 @@
 """The energy meter: what an accelerator's own counter rose by. What cannot be read is None."""
 
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
@@ -65,11 +66,11 @@ class EnergyMeter:
 
 def _open_nvml() -> Any:
     try:
-        import pynvml  # pyright: ignore[reportMissingImports]
+        nvml = import_module("pynvml")
     except ImportError:
         return None
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver
+        nvml.nvmlInit()
+    except nvml.NVMLError:  # no driver
         return None
-    return pynvml
+    return nvml
