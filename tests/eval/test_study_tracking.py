@@ -145,6 +145,21 @@ def test_a_trial_tells_its_factors_and_its_figures_in_groups(
     assert run.data.tags["sma.checkpoint"].startswith("ray/attempt-000/")
 
 
+def test_trials_of_several_pools_are_told_apart_by_short_names(tmp_path: Path, store: str) -> None:
+    pools = "pool = [" + ", ".join(
+        f'[{{ kind = "gated_attention", query_width = 4, window = {window} }}]' for window in (4, 8)
+    )
+    study, trials = tiny_study(pool=f"{pools}]"), tiny_trials(pool=f"{pools}]")
+    (tmp_path / "several").mkdir()
+    folder = StudyFolder.create(tmp_path / "several", study, trials, tmp_path / "d", "abc")
+    tracker = Tracker(folder, store, flush_seconds=0.0)
+    tracker.update(finished(trials[3], 0.75), None)
+    run = runs_of(folder, store)["tempered_softmax @ 0.5 | gated_attention(window=8) seed=0"]
+    assert run.data.tags["sma.policy"] == "tempered_softmax @ 0.5"
+    assert run.data.tags["sma.pool"] == "gated_attention(window=8)"
+    assert run.data.params["pool"] == "gated_attention(query_width=4, window=8)"
+
+
 def test_a_study_that_goes_on_goes_on_in_the_same_runs(
     folder: StudyFolder, tracker: Tracker, store: str
 ) -> None:
