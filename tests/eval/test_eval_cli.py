@@ -219,14 +219,26 @@ def test_status_counts_stopped_trials_and_those_yet_to_be_asked_for(
     document = json.loads(typed("report", "searched", "--json").out)
     assert document["arms"][0]["stopped"] == 1
     assert document["efforts"][0]["stopped"] == 1
-    assert "1 trials were stopped early" in typed("report", "searched").out
+    assert "others of the arm were better: 1 of the trials" in typed("report", "searched").out
     Path("study.toml").write_text(study_text(**changes))
     head = typed("run", "study.toml", "--dry-run").out.splitlines()[0]
     assert head.endswith("12 trials (the first 4 are known, Optuna asks for the others)")
 
 
-def test_report_prints_the_table_or_its_document(typed: Typed, folder: StudyFolder) -> None:
-    assert typed("report", "study") == (0, experiment.Outcome.read(folder.path).table, "")
+def test_report_prints_the_table_and_writes_the_page(typed: Typed, folder: StudyFolder) -> None:
+    table = experiment.Outcome.read(folder.path).table
+    assert typed("report", "study") == (0, table, "report: study/report.html\n")
+    assert Path("study/table.txt").read_text() == table
+    assert typed("report", "study", "--out", "there").err == "report: there/report.html\n"
+    assert Path("there/report.html").exists()
+    Path("taken").write_text("")
+    done = typed("report", "study", "--out", "taken")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: taken: ")
+
+
+@pytest.mark.usefixtures("folder")
+def test_report_prints_one_document(typed: Typed) -> None:
     document = json.loads(typed("report", "study", "--json").out)
     assert document["study"] == "tiny"
     assert document["objective"] == {"metric": "accuracy", "mode": "max"}
@@ -236,7 +248,7 @@ def test_report_prints_the_table_or_its_document(typed: Typed, folder: StudyFold
     ]
     assert document["findings"]["best"] == "always"
     assert document["conclusion"][0].startswith("One seed an arm")
-    assert document["conclusion"][-1] in typed("report", "study").out
+    assert document["conclusion"][-1] in Path("study/table.txt").read_text()
 
 
 @pytest.mark.usefixtures("folder")

@@ -10,8 +10,9 @@ from tests.eval.studies import STUDY, study_text, tiny_study
 
 from sma_core.config import HeadConfig, InputConfig
 from sma_eval.errors import FieldError, StudyError
+from sma_eval.section import MAX_TRIALS
 from sma_eval.space import expand
-from sma_eval.study import MAX_TRIALS, Study, load_study, parse_study
+from sma_eval.study import Study, load_study, parse_study
 
 ROOT = Path(__file__).parents[2]
 POLICY = '    { kind = "tempered_softmax", target_rate = 0.5 },\n'

@@ -66,7 +66,8 @@ def test_effects_that_add_up_are_found_and_nothing_else() -> None:
     assert interaction.verdict == "not distinguishable"
     assert found.best == "router | attention"
     # The luck that all arms of a seed share is noise of an arm, and none of a difference.
-    assert found.seed_deviation == pytest.approx(0.0392, abs=2e-3)
+    assert found.noise is not None
+    assert found.noise.deviation == pytest.approx(0.0392, abs=2e-3)
     assert policy.estimate.high is not None
     assert policy.estimate.high - policy.estimate.mean < 0.005
 
@@ -136,7 +137,7 @@ def test_the_best_arm_is_chosen_on_validation_and_compared_on_test() -> None:
 
 def test_one_seed_tells_nothing_apart() -> None:
     found = find([record("clock", "a", 0, 0.1), record("router", "a", 0, 0.9)], ACCURACY)
-    assert found.seed_deviation is None
+    assert found.noise is None
     assert found.policies[0].verdict == "too few seeds"
     text = "\n".join(conclude(found, ACCURACY))
     assert "no arm can be told apart" in text
@@ -155,12 +156,90 @@ def test_rates_are_set_beside_their_targets() -> None:
         (0.25, pytest.approx(0.35)),
     ]
     text = "\n".join(conclude(found, ACCURACY))
-    assert "router: 0.25 -> 0.350, 0.5 -> 0.510; 1 of 2 missed it." in text
+    assert "router: 0.25 -> 0.350, 0.5 -> 0.510; 1 of 2 missed it; it moves by 0.64 when" in text
+    assert [gap.missed for gap in found.rates] == [False, True]
+    (response,) = found.responses
+    assert response.slope.mean == pytest.approx((0.51 - 0.35) / (0.5 - 0.25))
     held = record("budget", "a", 0, 0.5)
     model = {**held.trial.model, "policy": {"kind": "budget", "rate": 0.5}}
     held = dataclasses.replace(held, trial=dataclasses.replace(held.trial, model=model))
     (gap,) = find([held], ACCURACY).rates
     assert gap.target == 0.5
+
+
+def test_policies_that_hold_a_rate_themselves_are_one_policy_at_several_rates() -> None:
+    records = []
+    for rate in (0.25, 0.5):
+        for pool, seed in (("a", 0), ("b", 0), ("a", 1), ("b", 1)):
+            achieved = 0.1 + 0.6 * rate + 0.2 * seed * rate
+            one = record(f"budget(rate={rate}, block=4)", pool, seed, 0.5, achieved=achieved)
+            model = {**one.trial.model, "policy": {"kind": "budget", "rate": rate, "block": 4}}
+            own = dataclasses.replace(one.trial, model=model)
+            records.append(dataclasses.replace(one, trial=own))
+    found = find(records, ACCURACY)
+    assert {gap.policy for gap in found.rates} == {"budget(block=4)"}
+    assert found.responses[0].slope.mean == pytest.approx((0.6 + 0.8) / 2)
+    # A seed without one of the four trials has no line to draw.
+    assert find(records[1:], ACCURACY).responses[0].slope.mean == pytest.approx(0.8)
+
+
+def test_a_difference_that_chance_among_many_could_make_is_said_to_be_one() -> None:
+    # t = 5.4 with 3 degrees of freedom: p = 0.012 alone, 0.11 as one of nine.
+    differences = {"first": (0.04, 0.02, 0.03, 0.05)}
+    differences |= {f"other {i}": (0.01, -0.01, 0.01, -0.01) for i in range(8)}
+    records = [
+        record(p, "a", seed, 0.5 + own[seed])
+        for p, own in {"clock": (0.0, 0.0, 0.0, 0.0), **differences}.items()
+        for seed in range(4)
+    ]
+    found = find(records, ACCURACY)
+    first = found.policies[0]
+    assert first.verdict == "better"
+    assert first.p_value == pytest.approx(0.0123, abs=1e-4)
+    assert first.adjusted_p == pytest.approx(9 * 0.0123, abs=1e-3)
+    text = "\n".join(conclude(found, ACCURACY))
+    assert "After Holm's correction for 9 comparisons, still told: none." in text
+
+
+def test_the_cheapest_arm_that_is_not_told_from_the_best_is_named_with_what_it_may_lose() -> None:
+    arms = {
+        "dear": (40.0, (0.9, 0.91, 0.89)),
+        "cheap": (10.0, (0.89, 0.912, 0.886)),
+        "free": (1.0, (0.2, 0.3, 0.25)),
+    }
+    records = [
+        record(p, "a", seed, value, flops_per_step=flops)
+        for p, (flops, values) in arms.items()
+        for seed, value in enumerate(values)
+    ]
+    found = find(records, ACCURACY)
+    assert found.best == "dear | a"
+    (bargain,) = found.bargains
+    assert (bargain.cost, bargain.arm, bargain.share) == ("flops_per_step", "cheap | a", 0.25)
+    # Differences of -0.01, 0.002, -0.004: mean -0.004, half an interval 4.303 * 0.006 / 3 ** 0.5.
+    assert bargain.worse_by == pytest.approx(0.004 + 4.3027 * 0.006 / 3**0.5, abs=1e-5)
+    text = "\n".join(conclude(found, ACCURACY))
+    assert "Cheapest of these by FLOPs of a step: cheap | a, at 25% of the best arm's; " in text
+    # Of an arm whose interval is wider than all arms lie apart nothing is known.
+    wild = [record("wild", "a", seed, v, flops_per_step=2.0) for seed, v in enumerate((0, 1, 1))]
+    assert [one.arm for one in find([*records, *wild], ACCURACY).bargains] == ["cheap | a"]
+
+
+def test_the_joint_front_counts_every_cost_at_once() -> None:
+    points = {  # objective, FLOPs, latency
+        "best": (0.9, 30.0, 30.0),
+        "few operations": (0.5, 10.0, 40.0),
+        "fast": (0.5, 40.0, 10.0),
+        "beaten": (0.5, 40.0, 40.0),
+    }
+    records = [
+        record(p, "a", seed, value, flops_per_step=flops, latency_seconds=seconds)
+        for p, (value, flops, seconds) in points.items()
+        for seed in (0, 1)
+    ]
+    found = find(records, ACCURACY)
+    assert found.fronts["flops_per_step"] == ("few operations | a", "best | a")
+    assert set(found.joint_front) == {"best | a", "few operations | a", "fast | a"}
 
 
 def test_a_front_holds_what_nothing_beats_in_both() -> None:

@@ -127,7 +127,7 @@ def test_asha_stops_within_arms_and_gives_the_rest_every_seed(run: Any, tmp_path
     assert all(r.step == 0 for r in done.records if r.status == "stopped" and r.trial.seed == 1)
     assert [row.stopped for row in done.rows] == [e.stopped for e in efforts(done.records)]
     assert all(row.seeds == 2 for row in done.rows)
-    assert f"{done.count('stopped')} trials were stopped early" in done.table
+    assert f"arm were better: {done.count('stopped')} of the trials" in done.table
     # Their checkpoints are gone, those of the others are there.
     kept = {Path(r.checkpoint).parts[2] for r in done.records if r.checkpoint}
     assert kept == {path.name for path in (tmp_path / "study" / "ray").glob("attempt-*/*")}

@@ -57,7 +57,7 @@ def test_integers_are_drawn_for_fields_that_take_them() -> None:
 def test_choices_are_distinct_and_the_same_again(search: Any) -> None:
     if search is OptunaSearch:
         pytest.importorskip("optuna")
-    kind = "optuna" if search is OptunaSearch else "random"
+    kind: Any = "optuna" if search is OptunaSearch else "random"
     first = search(kind=kind, samples=4, seed=3).known(NUISANCE)
     assert first == search(kind=kind, samples=4, seed=3).known(NUISANCE)
     assert first != search(kind=kind, samples=4, seed=4).known(NUISANCE)

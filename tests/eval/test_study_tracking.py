@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -108,7 +109,7 @@ def test_a_stopped_trial_is_neither_failed_nor_finished(
 ) -> None:
     ran, spared, *_ = folder.trials
     tracker.update(TrialRecord(trial=ran, status="running", step=4), report(4))
-    why = {"status": "stopped", "reason": "stopped by ASHA at step 4"}
+    why: Any = {"status": "stopped", "reason": "stopped by ASHA at step 4"}
     records = [TrialRecord(trial=ran, step=4, **why), TrialRecord(trial=spared, **why)]
     for record in records:
         tracker.update(record, None)
@@ -142,6 +143,21 @@ def test_a_trial_tells_its_factors_and_its_figures_in_groups(
         *("live", "validation", "test", "activation", "cost")
     }
     assert run.data.tags["sma.checkpoint"].startswith("ray/attempt-000/")
+
+
+def test_trials_of_several_pools_are_told_apart_by_short_names(tmp_path: Path, store: str) -> None:
+    pools = "pool = [" + ", ".join(
+        f'[{{ kind = "gated_attention", query_width = 4, window = {window} }}]' for window in (4, 8)
+    )
+    study, trials = tiny_study(pool=f"{pools}]"), tiny_trials(pool=f"{pools}]")
+    (tmp_path / "several").mkdir()
+    folder = StudyFolder.create(tmp_path / "several", study, trials, tmp_path / "d", "abc")
+    tracker = Tracker(folder, store, flush_seconds=0.0)
+    tracker.update(finished(trials[3], 0.75), None)
+    run = runs_of(folder, store)["tempered_softmax @ 0.5 | gated_attention(window=8) seed=0"]
+    assert run.data.tags["sma.policy"] == "tempered_softmax @ 0.5"
+    assert run.data.tags["sma.pool"] == "gated_attention(window=8)"
+    assert run.data.params["pool"] == "gated_attention(query_width=4, window=8)"
 
 
 def test_a_study_that_goes_on_goes_on_in_the_same_runs(

@@ -54,6 +54,7 @@ def make_dataset(
     seed: int = 0,
     names: tuple[str, ...] = ("x", "y", "z"),
     center: float = 0.0,
+    provenance: dict[str, Any] | None = None,
 ) -> PreparedDataset:
     """Noisy waves with failures; a precursor precedes each, so that alarms can be learned."""
     rng = np.random.default_rng(seed)
@@ -69,6 +70,7 @@ def make_dataset(
         period_ns=MINUTE,
         entities=[f"machine {i}" for i in range(entities)],
         splits=("train", "validation", "judged"),
+        provenance=provenance or {},
     ) as writer:
         for split, entity, first, rows in sequences:
             minute = np.arange(first, first + rows)

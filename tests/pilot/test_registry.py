@@ -17,7 +17,7 @@ from tests.pilot.decision_cases import (
 )
 from tests.pilot.mlflow_cases import tracking_uri
 
-from sma_pilot import tracking
+from sma_pilot import mlflow_runs
 from sma_pilot.decision.record import load_decisions
 from sma_pilot.decision.verification import verify
 from sma_pilot.errors import RunError
@@ -77,7 +77,7 @@ def test_aliases_follow_signatures(
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a store without experiments; to make one takes seconds."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    tracking._make_database(path)
+    mlflow_runs.make_database(path)
     return path
 
 

@@ -19,7 +19,7 @@ from tests.pilot.fabricated_run import CHANNELS, make_run, read_result
 from tests.pilot.mlflow_cases import tracking_uri
 
 from sma_core import Inputs, load_checkpoint, save_checkpoint
-from sma_pilot import tracking
+from sma_pilot import mlflow_runs, tracking
 from sma_pilot.dashboard import VIEW_TAG
 from sma_pilot.errors import RunError, TrackingError
 from sma_pilot.report.page import write_report
@@ -71,7 +71,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a database without experiments; to make one takes seconds."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    tracking._make_database(path)
+    mlflow_runs.make_database(path)
     return path
 
 

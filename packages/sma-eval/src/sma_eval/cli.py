@@ -238,12 +238,22 @@ def status(study_dir: StudyDir, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(study_dir: StudyDir, as_json: AsJson = False) -> None:
-    """Print the table of a study again, also of one that still runs.
+def report(
+    study_dir: StudyDir,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write; STUDY_DIR unless given.", metavar="DIR"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the table of a study again and write its page with plots, also while it runs.
 
     Example: `sma-eval report runs/smoke`
     """
-    _print_outcome(Outcome.read(study_dir), as_json)
+    outcome = Outcome.read(study_dir)
+    page = experiment.write_report(outcome, out)
+    _print_outcome(outcome, as_json)
+    _say(f"report: {(out or study_dir) / page.name}")
 
 
 @app.command()

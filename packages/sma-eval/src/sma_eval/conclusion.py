@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 
-from sma_eval.analysis import Estimate
-from sma_eval.findings import Difference, Findings
+from sma_eval.analysis import CONFIDENCE, Estimate
+from sma_eval.effects import Difference
+from sma_eval.findings import Findings
+from sma_eval.rates import RATE_TOLERANCE
 from sma_eval.study import Objective
 
-# An arm whose mean activation is off its target by more than this is named.
-RATE_TOLERANCE = 0.02
-_COST_NAMES = {
+COST_NAMES = {
     "flops_per_step": "FLOPs of a step",
     "latency_seconds": "latency of a streaming step",
     "state_bytes": "memory of a stream",
 }
+_ALPHA = 1.0 - CONFIDENCE
+# Arms whose own spread is this many times the median of all make the pooled one a poor summary.
+_UNEVEN = 4.0
 
 
 def conclude(found: Findings, objective: Objective) -> list[str]:
@@ -33,8 +36,9 @@ def conclude(found: Findings, objective: Objective) -> list[str]:
     if found.best is None:
         return ["No trial has finished yet, so there is nothing to conclude."]
     return [
-        _noise(found, objective),
+        *_noise(found, objective),
         _best(found),
+        *_bargains(found, objective),
         *_factor("Policies", found.policies),
         *_factor("Pools", found.pools),
         *_interactions(found.interactions),
@@ -43,13 +47,37 @@ def conclude(found: Findings, objective: Objective) -> list[str]:
     ]
 
 
-def _noise(found: Findings, objective: Objective) -> str:
-    if found.seed_deviation is None:
-        return "One seed an arm: how much chance decides is unknown, and no arm can be told apart."
-    return (
-        f"Chance alone: the same arm differs between seeds by {found.seed_deviation:.4f} "
-        f"{objective.metric} (standard deviation, pooled over arms)."
-    )
+def _noise(found: Findings, objective: Objective) -> list[str]:
+    chance = found.noise
+    if chance is None:
+        return [
+            "One seed an arm: how much chance decides is unknown, and no arm can be told apart."
+        ]
+    lines = [
+        f"Chance alone: the same arm differs between seeds by {chance.deviation:.4f} "
+        f"[{chance.low:.4f}, {chance.high:.4f}] {objective.metric} (standard deviation, pooled "
+        "over arms)."
+    ]
+    spreads = sorted(chance.arms.values())
+    widest = max(chance.arms, key=lambda arm: chance.arms[arm])
+    if chance.arms[widest] > _UNEVEN * spreads[len(spreads) // 2]:
+        lines[0] += (
+            f" The arms are not alike in that: {widest} differs by {chance.arms[widest]:.4f}, half "
+            f"of them by less than {spreads[len(spreads) // 2]:.4f}."
+        )
+    if (parts := found.shares) is not None:
+        named = [
+            f"{share:.0%} to {name}"
+            for name, share in (
+                ("the policy", parts.policy),
+                ("the pool", parts.pool),
+                ("the two together", parts.interaction),
+                ("the seed", parts.seed),
+            )
+            if share > 0.0 or name == "the seed"
+        ]
+        lines.append(f"Of the variation between all trials belong {_listed(named)}.")
+    return lines
 
 
 def _best(found: Findings) -> str:
@@ -68,6 +96,15 @@ def _best(found: Findings) -> str:
     return text
 
 
+def _bargains(found: Findings, objective: Objective) -> list[str]:
+    return [
+        f"Cheapest of these by {COST_NAMES[bargain.cost]}: {bargain.arm}, at {bargain.share:.0%} "
+        "of the best arm's; it may still be worse by up to "
+        f"{bargain.worse_by:.4f} {objective.metric}."
+        for bargain in found.bargains
+    ]
+
+
 def _factor(name: str, differences: Sequence[Difference]) -> list[str]:
     if not differences:
         return []
@@ -78,13 +115,14 @@ def _factor(name: str, differences: Sequence[Difference]) -> list[str]:
         ]
         if members:
             parts.append(f"{verdict}: {_listed(members)}")
-    return [f"{name}, against {differences[0].against}: {'; '.join(parts)}."]
+    text = f"{name}, against {differences[0].against}: {'; '.join(parts)}."
+    return [text + _corrected(differences)]
 
 
 def _interactions(differences: Sequence[Difference]) -> list[str]:
     if not differences:
         return []
-    told = [d for d in differences if d.verdict in ("better", "worse")]
+    told = _told(differences)
     if not told:
         return [
             f"Policy and pool: none of {len(differences)} interactions is distinguishable from 0: "
@@ -93,30 +131,60 @@ def _interactions(differences: Sequence[Difference]) -> list[str]:
     members = [f"{d.what} ({_interval(d.estimate)})" for d in told]
     return [
         f"Policy and pool interact in {len(told)} of {len(differences)} combinations, against "
-        f"{differences[0].against}: {_listed(members)}."
+        f"{differences[0].against}: {_listed(members)}.{_corrected(differences)}"
     ]
+
+
+def _corrected(differences: Sequence[Difference]) -> str:
+    """Say what is left of the differences that were told when all comparisons are counted."""
+    told = _told(differences)
+    if not told or len(differences) < 2:
+        return ""
+    kept = [d.what for d in told if d.adjusted_p is not None and d.adjusted_p < _ALPHA]
+    rest = "all" if len(kept) == len(told) else _listed(kept) if kept else "none"
+    return f" After Holm's correction for {len(differences)} comparisons, still told: {rest}."
+
+
+def _told(differences: Sequence[Difference]) -> list[Difference]:
+    return [d for d in differences if d.verdict in ("better", "worse")]
 
 
 def _rates(found: Findings) -> list[str]:
     lines = []
+    slopes = {response.policy: response.slope.mean for response in found.responses}
     for policy in dict.fromkeys(gap.policy for gap in found.rates):
-        gaps = sorted(
-            (gap for gap in found.rates if gap.policy == policy), key=lambda gap: gap.target
-        )
-        pairs = [f"{gap.target:g} -> {gap.achieved.mean:.3f}" for gap in gaps]
-        off = sum(abs(gap.achieved.mean - gap.target) > RATE_TOLERANCE for gap in gaps)
+        gaps = [gap for gap in found.rates if gap.policy == policy]
+        pairs = [
+            f"{target:g} -> {_range([gap.achieved.mean for gap in gaps if gap.target == target])}"
+            for target in sorted({gap.target for gap in gaps})
+        ]
+        off = sum(gap.missed for gap in gaps)
         verdict = (
             f"each within {RATE_TOLERANCE:g}" if not off else f"{off} of {len(gaps)} missed it"
         )
+        if policy in slopes:
+            verdict += f"; it moves by {slopes[policy]:.2f} when the target moves by 1"
         lines.append(f"Rate asked and reached, {policy}: {', '.join(pairs)}; {verdict}.")
     return lines
 
 
+def _range(values: Sequence[float]) -> str:
+    """Say the values of one target over the pools."""
+    ends = [f"{end:.3f}" for end in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(ends))
+
+
 def _fronts(found: Findings) -> list[str]:
-    return [
-        f"Not beaten in both the objective and {_COST_NAMES[cost]}, by means: {_listed(arms)}."
+    lines = [
+        f"Not beaten in both the objective and {COST_NAMES[cost]}, by means: {_listed(arms)}."
         for cost, arms in found.fronts.items()
     ]
+    if len(found.fronts) > 1:
+        lines.append(
+            "Not beaten in the objective and all of these costs together: "
+            f"{_listed(found.joint_front)}."
+        )
+    return lines
 
 
 def _interval(estimate: Estimate) -> str:

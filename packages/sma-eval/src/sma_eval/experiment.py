@@ -13,15 +13,29 @@ from sma_eval.analysis import ArmSummary, best_trial, summarize
 from sma_eval.conclusion import conclude
 from sma_eval.errors import FolderError
 from sma_eval.findings import Findings, find
-from sma_eval.folder import DATASETS, STUDY_FILE, StudyFolder, claimed
+from sma_eval.folder import DATASETS, STUDY_FILE, StudyFolder, claimed, in_use
 from sma_eval.records import Observer, TrialRecord
-from sma_eval.report import arms_frame, markdown_table, text_table, trials_frame, write_parquet
+from sma_eval.report import (
+    arms_frame,
+    effects_frame,
+    fronts_frame,
+    markdown_table,
+    rates_frame,
+    text_table,
+    trials_frame,
+    write_parquet,
+)
 from sma_eval.rounds import Round, next_round
 from sma_eval.search_report import describe_search
 from sma_eval.space import Trial, expand
 from sma_eval.study import Study
 
-TABLE_FILES = ("table.txt", "arms.parquet", "trials.parquet")
+REPORT = "report.html"
+REPORT_FILES = (
+    REPORT,
+    "table.txt",
+    *(f"{name}.parquet" for name in ("arms", "trials", "effects", "rates", "fronts")),
+)
 
 
 @dataclass(frozen=True)
@@ -224,6 +238,54 @@ def export_best(path: Path, target: Path, *, arm: str | None = None, force: bool
     return best.trial
 
 
+def write_report(outcome: Outcome, folder: Path | None = None) -> Path:
+    """Write the page of a study, its table, and the parquet files beside them.
+
+    Parameters
+    ----------
+    outcome
+        The study, which may still run.
+    folder
+        Where to; the study folder unless given. Made if it is not there.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    FolderError
+        When `folder` is none.
+    """
+    from sma_eval.report.page import render  # matplotlib takes a second to import
+
+    study, rows, found = outcome.folder.study, outcome.rows, outcome.findings
+    path = outcome.folder.path if folder is None else folder
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(f"{path}: cannot hold a report: {error.strerror}") from error
+    page = render(
+        study,
+        outcome.records,
+        dataset_digest=outcome.folder.dataset_digest,
+        active=in_use(outcome.folder.path) and not outcome.complete,
+    )
+    for name, text in ((REPORT, page), ("table.txt", outcome.table)):
+        with replacing(path / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    for name, frame in (
+        ("arms", arms_frame(rows)),
+        ("trials", trials_frame(outcome.records, study)),
+        ("effects", effects_frame(found)),
+        ("rates", rates_frame(found)),
+        ("fronts", fronts_frame(rows, found)),
+    ):
+        write_parquet(frame, path / f"{name}.parquet")
+    return path / REPORT
+
+
 def _carry_out(
     folder: StudyFolder,
     address: str,
@@ -270,7 +332,7 @@ def _carry_out(
                 now = next_round(study, records)
     finally:
         outcome = Outcome.read(path)
-        _write_tables(outcome)
+        write_report(outcome)
         tracker.close(
             outcome.records,
             status="FINISHED" if outcome.complete else "KILLED",
@@ -284,7 +346,7 @@ def _carry_out(
                     ],
                 )
             ),
-            files=[path / name for name in TABLE_FILES],
+            files=[path / name for name in REPORT_FILES],
         )
     folder.prune(outcome.records)
     return outcome
@@ -310,11 +372,3 @@ def _current(
 def _through(record: TrialRecord, now: Round) -> bool:
     """Whether a trial has come to the end of a round."""
     return record.ended or (now.until is not None and record.step >= now.until)
-
-
-def _write_tables(outcome: Outcome) -> None:
-    path, study = outcome.folder.path, outcome.folder.study
-    with replacing(path / "table.txt") as partial:
-        partial.write_text(outcome.table, encoding="utf-8")
-    write_parquet(arms_frame(outcome.rows), path / "arms.parquet")
-    write_parquet(trials_frame(outcome.records, study), path / "trials.parquet")

@@ -7,7 +7,8 @@
     ray/attempt-N/<id>/ checkpoints; a resumed study starts a new attempt
     datasets/           generated data
     mlflow.db           the default tracking store, its files in artifacts/
-    trials.parquet  arms.parquet  table.txt
+    report.html  table.txt  arms.parquet  trials.parquet  effects.parquet  rates.parquet
+    fronts.parquet      what the trials say
 
 The records, not Ray's driver state, say what is finished. They are plain JSON, replaced whole, so
 that a killed driver leaves each of them old or new, a later version of Ray can resume the study,

@@ -57,7 +57,11 @@ class Range(Section, frozen=True):
     def within(self, value: float, *, whole: bool) -> int | float:
         """Return the allowed value nearest to `value`."""
         nearest = min(max(value, self.low), self.high)
-        return min(max(round(nearest), math.ceil(self.low)), int(self.high)) if whole else nearest
+        return (
+            min(max(round(nearest), math.ceil(self.low)), math.floor(self.high))
+            if whole
+            else nearest
+        )
 
 
 Values = Annotated[
@@ -278,7 +282,7 @@ def _require_so_many(samples: int, nuisance: Nuisance) -> None:
         if isinstance(values, tuple):
             sizes.append(len(values))
         elif is_whole(name):
-            sizes.append(int(values.high) - math.ceil(values.low) + 1)
+            sizes.append(math.floor(values.high) - math.ceil(values.low) + 1)
         else:
             return  # as many as there are floats
     if samples > (most := math.prod(sizes)):
@@ -306,7 +310,7 @@ def _distribution(name: str, values: Any) -> Any:
     if isinstance(values, tuple):
         return CategoricalDistribution(values)
     if is_whole(name):
-        return IntDistribution(math.ceil(values.low), int(values.high), log=values.log)
+        return IntDistribution(math.ceil(values.low), math.floor(values.high), log=values.log)
     return FloatDistribution(float(values.low), float(values.high), log=values.log)
 
 

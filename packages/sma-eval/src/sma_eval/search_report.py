@@ -136,8 +136,8 @@ def _stopped(spent: Sequence[Effort]) -> str:
     if not stopped:
         return ""
     return (
-        f"{stopped} trials were stopped early, or not begun, as others of their arm were better: "
-        "they are in no figure, and only choices with every seed are compared."
+        f"Stopped early, or not begun, as others of the arm were better: {stopped} of the trials. "
+        "They are in no figure, and only choices with every seed are compared."
     )
 
 

@@ -22,8 +22,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 
+from sma_eval.effects import policy_level
 from sma_eval.errors import TrackingError
 from sma_eval.folder import StudyFolder
+from sma_eval.naming import leaves, names_of, with_short_name
 from sma_eval.records import Report, TrialRecord
 from sma_eval.space import Trial
 
@@ -90,6 +92,7 @@ class Tracker:
         self._reports: dict[str, list[Report]] = {}
         self._records: dict[str, TrialRecord] = {}
         self._live: set[str] = set()
+        self._names = names_of(folder.trials)
         try:
             self._client = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._experiment()
@@ -223,13 +226,17 @@ class Tracker:
 
     def _run(self, trial: Trial) -> Run:
         if trial.id not in self._runs:
+            # A column of the UI is too narrow for whole labels, which often begin alike.
+            short = with_short_name(trial, self._names)
             tags = {
                 STUDY_TAG: self._folder.key,
                 TRIAL_TAG: trial.id,
                 "mlflow.parentRunId": self.parent_id,
-                "sma.arm": trial.arm,
+                "sma.arm": short.arm,
+                "sma.policy": policy_level(short),
+                "sma.pool": short.pool,
             }
-            run = self._client.create_run(self.experiment_id, tags=tags, run_name=trial.label)
+            run = self._client.create_run(self.experiment_id, tags=tags, run_name=short.label)
             self._runs[trial.id] = run
             self._last_step[trial.id] = -1
         if not _is_described(self._runs[trial.id]):
@@ -250,13 +257,13 @@ class Tracker:
                 "model": model,
                 "training": trial.training,
             }
-            self._describe(self._runs[trial.id], {**told, **dict(_leaves(chosen))})
+            self._describe(self._runs[trial.id], {**told, **dict(leaves(chosen))})
             self._runs[trial.id] = self._client.get_run(self._runs[trial.id].info.run_id)
         return self._runs[trial.id]
 
     def _describe(self, run: Run, content: Mapping[str, Any]) -> None:
         """Log a run's parameters, and its data set last: it says that all are there."""
-        params = [Param(name, str(value)) for name, value in _leaves(content)]
+        params = [Param(name, str(value)) for name, value in leaves(content)]
         for i in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(run.info.run_id, params=params[i : i + _MAX_PARAMS])
         dataset = Dataset(
@@ -345,11 +352,3 @@ def _figures(record: TrialRecord) -> Iterator[tuple[str, float]]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _leaves(value, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, content

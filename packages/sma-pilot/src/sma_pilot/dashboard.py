@@ -25,9 +25,11 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 _TAGS = (VERDICT_TAG, DECISION_TAG, SIGNED_BY_TAG, ARM_TAG, KIND_TAG)
 # Sections of the page: kind and columns of its charts, and how the names of its metrics begin.
 _PILOTS = f"{GATE_SECTION}/"
+_LOOKS = "Each limit of the plan, look by look"
 _SECTIONS: Mapping[str, tuple[str, int, Sequence[str]]] = {
     # Two columns put each figure beside its limit.
     "Limits of the plan, pilot by pilot": ("BAR", 2, [_PILOTS]),
+    _LOOKS: ("LINE", 2, []),
     "Quality of each arm": (
         "BAR",
         3,
@@ -62,14 +64,17 @@ def view_link(experiment_id: str) -> str:
     return f"#/experiments/{experiment_id}/runs?{query}"
 
 
-def shared_view(pilot: Iterable[str], arms: Iterable[str]) -> str:
+def shared_view(pilot: Iterable[str], arms: Iterable[str], *, looks: bool = False) -> str:
     """Return the view's JSON text.
 
     Parameters
     ----------
     pilot, arms : iterable of str
         Names of the metrics that runs of pilots and of arms have.
+    looks : bool
+        Whether the metrics of pilots are curves over looks.
     """
+    pilot = list(pilot)
     limits = [name for name in pilot if name.startswith(_PILOTS)]
     limits = sorted(name for name in limits if not name.endswith(("_low", "_high")))
     known = [*limits, *sorted(arms)]
@@ -77,7 +82,12 @@ def shared_view(pilot: Iterable[str], arms: Iterable[str]) -> str:
     for title, (kind, columns, heads) in _SECTIONS.items():
         section = _id(title)
         names = [name for head in heads for name in known if name.startswith(head)]
-        charts += [_chart(kind, name, section) for name in names]
+        charts += [_chart(kind, [name], section) for name in names]
+        if looks and title == _LOOKS:
+            gates = [name for name in limits if not name.endswith("_limit")]
+            trends = [[n for n in pilot if n in _with_limit(gate)] for gate in gates]
+            charts += [_chart(kind, trend, section) for trend in trends]
+            names = gates
         sections.append(
             {
                 "uuid": section,
@@ -111,18 +121,22 @@ def shared_view(pilot: Iterable[str], arms: Iterable[str]) -> str:
     return json.dumps(view)
 
 
-def _chart(kind: str, metric: str, section: str) -> dict[str, Any]:
+def _with_limit(gate: str) -> tuple[str, ...]:
+    return (gate, f"{gate}_low", f"{gate}_high", f"{gate}_limit")
+
+
+def _chart(kind: str, metrics: Sequence[str], section: str) -> dict[str, Any]:
     chart = {
-        "uuid": _id(f"{section} {metric}"),
+        "uuid": _id(f"{section} {metrics[0]}"),
         "type": kind,
-        "metricKey": metric,
+        "metricKey": metrics[0],
         "runsCountToCompare": 20,
         "metricSectionId": section,
         "deleted": False,
         "isGenerated": False,
     }
     if kind == "LINE":
-        chart |= {"selectedMetricKeys": [metric], "xAxisKey": "step", "lineSmoothness": 0}
+        chart |= {"selectedMetricKeys": list(metrics), "xAxisKey": "step", "lineSmoothness": 0}
     return chart
 
 

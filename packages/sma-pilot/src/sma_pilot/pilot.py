@@ -14,7 +14,7 @@ from sma_pilot.decision.record import Choice, Decision
 from sma_pilot.decision.signing import sign as sign_run
 from sma_pilot.decision.verification import Verification
 from sma_pilot.decision.verification import verify as verify_run
-from sma_pilot.errors import RunError
+from sma_pilot.errors import DecisionError, RunError
 from sma_pilot.judge.result import Result
 from sma_pilot.judge.verdict import judge as judge_measurements
 from sma_pilot.logs.windows import prepare as prepare_dataset
@@ -23,7 +23,12 @@ from sma_pilot.progress import OnProgress
 from sma_pilot.replay.measurements_io import load_measurements
 from sma_pilot.replay.runner import replay as replay_arms
 from sma_pilot.report.page import write_report
+from sma_pilot.report.stages import write_stages_report
 from sma_pilot.run_folder import RunFolder, write_json
+from sma_pilot.stages.course import take_look
+from sma_pilot.stages.standing import Standing
+from sma_pilot.stages.standing import standing as standing_of
+from sma_pilot.stages.windows import window_of
 
 
 def prepare(plan: Plan, data: Path, run: RunFolder, on_progress: OnProgress) -> PreparedDataset:
@@ -38,26 +43,33 @@ def fit(plan: Plan, data: Path, run: RunFolder, on_progress: OnProgress) -> None
 
 def replay(plan: Plan, run: RunFolder, on_progress: OnProgress) -> None:
     """Send held-out time through every arm and keep each score, latency and routing decision."""
+    _refuse_stages(plan, "replay")
     replay_arms(plan, _prepared(run), run.models, run.replay, on_progress)
 
 
 def judge(plan: Plan, run: RunFolder) -> Result:
     """Judge the measurements against the plan and leave ``result.json``."""
+    _refuse_stages(plan, "judge")
     result = judge_measurements(load_measurements(run.replay), plan)
     write_json(run.result, result.to_dict())
     return result
 
 
 def report(run: RunFolder, out: Path | None = None) -> Path:
-    """Write the one-page report and return its path."""
+    """Write the one-page report, of a pilot in stages that of them all, and return its path."""
+    if run.stage is None and run.load_plan().stages:
+        return write_stages_report(run, out)
     return write_report(run.path, out)
 
 
 def track(run: RunFolder, store: str) -> str:
-    """Record the judged run in the MLflow store and return the run's id there."""
+    """Record the judged run in the MLflow store and return the run's id there.
+
+    The folder of a stage stands for its pilot, of which that stage alone is brought up to date.
+    """
     from sma_pilot.tracking import track as track_run  # MLflow takes seconds to import
 
-    return track_run(run.path, store)
+    return track_run(run.root, store, run.stage)
 
 
 def sign(
@@ -71,14 +83,31 @@ def sign(
 ) -> Decision:
     """Sign a decision over every file of the judged run, and show it on the report.
 
+    In a pilot in stages it is one of them that is signed: `run` is its folder (`RunFolder.at`).
     `track` shows it in MLflow and moves the aliases of the registered model.
     """
-    return sign_run(run, decision, by, reason, override=override, on_progress=on_progress)
+    if run.stage is None and run.load_plan().stages:
+        names = ", ".join(stage.name for stage in run.load_plan().stages)
+        raise DecisionError(f"--stage: this pilot has stages, so name the one to sign: {names}")
+    signed = sign_run(run, decision, by, reason, override=override, on_progress=on_progress)
+    if run.stage is not None:
+        write_stages_report(RunFolder(run.root))
+    return signed
 
 
-def verify(path: Path, record: str | None, on_progress: OnProgress) -> Verification:
-    """Find what was changed in the run folder at `path` since it was signed."""
-    return verify_run(RunFolder(path), record, on_progress)
+def verify(run: RunFolder, record: str | None, on_progress: OnProgress) -> Verification:
+    """Find what was changed in a run folder since it was signed.
+
+    In a pilot in stages, all that were signed are verified, each against its newest decision.
+    """
+    return verify_run(run, record, on_progress)
+
+
+def standing(run: RunFolder) -> Standing:
+    """Tell how a pilot in stages stands, from its files."""
+    if not run.load_plan().stages:
+        raise RunError(f"{run.path}: a pilot of one stage; `sma-pilot judge` tells how it stands")
+    return standing_of(run)
 
 
 def load_result(run: RunFolder) -> Result:
@@ -105,6 +134,41 @@ def run_pilot(
     on_progress("track", 0, None)
     track(run, store)
     return result
+
+
+def run_stages(
+    plan: Plan, data: Path, run: RunFolder, store: str, on_progress: OnProgress
+) -> Standing:
+    """Take a pilot in stages as far as it may go: to its end, or to a signature that it waits for.
+
+    After each look the pages and the record are brought up to date.
+    """
+    dataset = prepare(plan, data, run, on_progress)
+    for stage in plan.stages:
+        window_of(plan, stage, 1, dataset.card)  # what does not fit the log is found before a fit
+    fit(plan, data, run, on_progress)
+    now = standing_of(run)
+    while now.next is not None:
+        look = take_look(now, dataset, run, on_progress)
+        on_progress("report", 0, None)
+        report(run.at(look.stage))
+        now = standing_of(run)
+        report(run)
+        on_progress("track", 0, None)
+        track(run.at(look.stage), store)
+    on_progress("report", 0, None)
+    report(run)
+    on_progress("track", 0, None)
+    track(run, store)
+    return now
+
+
+def _refuse_stages(plan: Plan, step: str) -> None:
+    if plan.stages:
+        raise RunError(
+            f"{step}: the plan has stages, which start one after the other; `sma-pilot run` takes "
+            "them as far as they may go"
+        )
 
 
 def _prepared(run: RunFolder) -> PreparedDataset:

@@ -8,7 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sma_pilot.decision.record import Decision
 from sma_pilot.judge.measurements import CANDIDATE
+from sma_pilot.judge.result import Verdict
 from sma_pilot.replay.card import fingerprint
 from sma_pilot.report.entries import (
     DECISION_TAG,
@@ -35,7 +37,8 @@ def register(
     model_id: str | None,
     note: str,
     *,
-    unchanged: bool,
+    verdict: Verdict,
+    decision: Decision | None,
 ) -> None:
     """Make the candidate a version of the model named as the plan, and move the aliases.
 
@@ -52,8 +55,11 @@ def register(
         The logged model; None when the candidate is no sequence model.
     note : str
         Who signed what, as Markdown.
-    unchanged : bool
-        Whether the run folder is still what was signed. If not, its decision is about others.
+    verdict : Verdict
+        Of the pilot.
+    decision : Decision or None
+        What was signed about the candidate; None when nothing was, or the run folder is not what
+        was signed any more: then its decision is about others.
     """
     name = evidence.plan.name
     if not client.search_registered_models(f"name = '{name}'"):
@@ -70,9 +76,9 @@ def register(
         if model_id is not None:  # by which the model's page links to the version
             links = json.dumps([{"name": name, "version": made.version}])
             client.set_logged_model_tags(model_id, {_VERSIONS_TAG: links})
-    tags = {VERDICT_TAG: evidence.result.verdict}
-    if evidence.decisions and unchanged:
-        tags |= decision_tags(evidence.decisions[-1])
+    tags: dict[str, str] = {VERDICT_TAG: verdict}
+    if decision is not None:
+        tags |= decision_tags(decision)
     for version in own:
         for tag in tags.items():
             client.set_model_version_tag(name, version.version, *tag)

@@ -1,6 +1,7 @@
 """MLflow's server on the embedded store: started, waited for, and ended with all its processes.
 
-MLflow runs as a program of its own here; `tracking` stays the only module that imports it.
+MLflow runs as a program of its own here; `tracking` and `mlflow_runs` stay the only modules that
+import it.
 """
 
 import errno

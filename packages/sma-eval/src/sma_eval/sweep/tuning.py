@@ -169,7 +169,7 @@ class _Relay(tune.Callback):
         records: Sequence[TrialRecord],
         root: Path,
         observers: Sequence[Observer],
-        race: Race | None,
+        race: Race | None = None,
     ) -> None:
         self._records = {record.trial.id: record for record in records}
         self._root = root
@@ -178,7 +178,7 @@ class _Relay(tune.Callback):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray pickles the whole tuner, for a restore that is never used.
-        return _Relay, ((), self._root, (), None)
+        return _Relay, ((), self._root, ())
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

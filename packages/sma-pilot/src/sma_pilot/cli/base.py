@@ -1,5 +1,6 @@
 """The program and what its commands share: options, progress, and where things are said."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +38,18 @@ OutFolder = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document alone on stdout.")]
+EXIT_CODES = {"go": 0, "no-go": 10, "inconclusive": 20}
+PENDING = 30
 ExitByVerdict = Annotated[
-    bool, typer.Option("--exit-code", help="Exit 0 on go, 10 on no-go, 20 on inconclusive.")
+    bool,
+    typer.Option(
+        "--exit-code",
+        help="Exit 0 on go, 10 on no-go, 20 on inconclusive, 30 while a stage waits to be signed.",
+    ),
+]
+StageName = Annotated[
+    str | None,
+    typer.Option("--stage", help="The stage, of a pilot in stages.", metavar="NAME"),
 ]
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 
@@ -53,6 +64,21 @@ def progress_shown() -> Iterator[Any]:
         yield progress
     finally:
         progress.close()
+
+
+def print_standing(run: Any, standing: Any, as_json: bool, exit_code: bool) -> None:
+    """Print how a pilot in stages stands, and exit by it if so asked."""
+    if as_json:
+        typer.echo(json.dumps(standing.to_dict(), indent=2, allow_nan=False))
+    else:
+        from sma_pilot.report.stages import standing_text
+
+        typer.echo(standing_text(standing, str(run.path)))
+        if run.report.exists():
+            typer.echo(f"\nreport   {run.report}")
+    if exit_code:
+        waits = standing.current.state == "pending"
+        raise typer.Exit(PENDING if waits else EXIT_CODES[standing.verdict])
 
 
 def store_in(out: Path) -> str:

@@ -7,18 +7,18 @@ from typing import Any
 import typer
 
 from sma_pilot.cli.base import (
+    EXIT_CODES,
     AsJson,
     DataFolder,
     ExitByVerdict,
     OutFolder,
     PlanFile,
     app,
+    print_standing,
     progress_shown,
     say,
     store_in,
 )
-
-EXIT_CODES = {"go": 0, "no-go": 10, "inconclusive": 20}
 
 
 @app.command()
@@ -100,11 +100,18 @@ def run(
 ) -> None:
     """Go the whole way: prepare, fit, replay, judge, report, track. Goes on where it stopped.
 
+    A pilot in stages goes as far as it may, and says what it waits for.
+
     Example: `sma-pilot run experiments/pilots/smd.toml --data logs/`
     """
     from sma_pilot import pilot
 
     frozen, folder = _open(plan, out)
+    if frozen.stages:
+        with progress_shown() as progress:
+            standing = pilot.run_stages(frozen, data, folder, store_in(out), progress)
+        print_standing(folder, standing, as_json, exit_code)
+        return
     with progress_shown() as progress:
         result = pilot.run_pilot(frozen, data, folder, store_in(out), progress)
     _print_result(folder, result, as_json, exit_code)

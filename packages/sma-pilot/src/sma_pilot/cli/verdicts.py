@@ -2,11 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from sma_pilot.cli.base import AsJson, OutFolder, RunPath, app, progress_shown, say, store_in
+from sma_pilot.cli.base import (
+    AsJson,
+    ExitByVerdict,
+    OutFolder,
+    RunPath,
+    StageName,
+    app,
+    print_standing,
+    progress_shown,
+    say,
+    store_in,
+)
 from sma_pilot.errors import PilotError
 
 CHANGED = 1
@@ -25,9 +36,33 @@ def _store_of(run: Path, out: Path | None) -> str:
     return store_in(run.resolve().parent if out is None else out)
 
 
+def _folder(run: Path, stage: str | None) -> Any:
+    """Open the folder of a run, or of one of its stages."""
+    from sma_pilot.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+    if stage is None:
+        return folder
+    folder.load_plan().stage(stage)
+    return folder.at(stage)
+
+
+@app.command()
+def status(run: RunPath, as_json: AsJson = False, exit_code: ExitByVerdict = False) -> None:
+    """Tell how a pilot in stages stands: what each came to, and what comes next.
+
+    Example: `sma-pilot status runs/services-1a2b3c4d`
+    """
+    from sma_pilot import pilot
+
+    folder = _folder(run, None)
+    print_standing(folder, pilot.standing(folder), as_json, exit_code)
+
+
 @app.command()
 def report(
     run: RunPath,
+    stage: StageName = None,
     page: Annotated[Path | None, typer.Option("--page", help="Where to write the page.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,9 +71,8 @@ def report(
     Example: `sma-pilot report runs/smd-1a2b3c4d`
     """
     from sma_pilot import pilot
-    from sma_pilot.run_folder import RunFolder
 
-    written = pilot.report(RunFolder.open(run), page)
+    written = pilot.report(_folder(run, stage), page)
     typer.echo(json.dumps({"report": str(written)}) if as_json else str(written))
 
 
@@ -49,9 +83,9 @@ def track(run: RunPath, out: StoreFolder = None, as_json: AsJson = False) -> Non
     Example: `sma-pilot track runs/smd-1a2b3c4d`
     """
     from sma_pilot import pilot
-    from sma_pilot.run_folder import RunFolder
 
-    run_id = pilot.track(RunFolder.open(run), _store_of(run, out))
+    folder = _folder(run, None)
+    run_id = pilot.track(folder, _store_of(folder.root, out))
     typer.echo(json.dumps({"mlflow_run": run_id}) if as_json else run_id)
 
 
@@ -66,6 +100,7 @@ def sign(
     override: Annotated[
         bool, typer.Option("--override", help="Sign against the verdict; it shows for ever.")
     ] = False,
+    stage: StageName = None,
     out: StoreFolder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,13 +109,12 @@ def sign(
     Example: `sma-pilot sign runs/smd-1a2b3c4d --decision go --by "Ada Berg" --reason "As judged."`
     """
     from sma_pilot import pilot
-    from sma_pilot.run_folder import RunFolder
 
-    folder = RunFolder.open(run)
+    folder = _folder(run, stage)
     with progress_shown() as progress:
         signed = pilot.sign(folder, decision, by, reason, override=override, on_progress=progress)
     try:
-        run_id, failure = pilot.track(folder, _store_of(run, out)), None
+        run_id, failure = pilot.track(folder, _store_of(folder.root, out)), None
     except PilotError as error:
         run_id, failure = None, error
     if as_json:
@@ -103,7 +137,8 @@ def sign(
         typer.echo(f"record   {folder.decisions / signed.file_name}")
         typer.echo(f"report   {folder.report}")
         say("\nKeep this line elsewhere: it finds out if the records themselves are replaced.")
-        say(f"sma-pilot verify {run} --record {signed.sha256}")
+        named = "" if stage is None else f"--stage {stage} "
+        say(f"sma-pilot verify {run} {named}--record {signed.sha256}")
     if failure is not None:
         say("\nThe decision is signed, but MLflow does not show it yet:")
         raise failure
@@ -116,16 +151,22 @@ def verify(
         str | None,
         typer.Option("--record", help="Hash of a record, as `sign` printed it.", metavar="SHA256"),
     ] = None,
+    stage: StageName = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell whether any file of a signed run was changed since; exits with 1 when one was.
 
+    Of a pilot in stages, all that were signed are verified, or the one that is named.
+
     Example: `sma-pilot verify runs/smd-1a2b3c4d`
     """
     from sma_pilot import pilot
+    from sma_pilot.run_folder import RunFolder
 
+    # Not `_folder`: a plan that was changed is for `verify` to tell.
+    folder = RunFolder(run) if stage is None else RunFolder(run).at(stage)
     with progress_shown() as progress:
-        found = pilot.verify(run, record, progress)
+        found = pilot.verify(folder, record, progress)
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
     if not found.is_intact:
         raise typer.Exit(CHANGED)

@@ -13,8 +13,8 @@ from sma_pilot.run_folder import RunFolder
 def seal(run: RunFolder, on_progress: OnProgress) -> dict[str, str]:
     """Return the SHA-256 of each file of the run folder by its path in it.
 
-    Records of decisions are left out, they have a chain of their own; so are hidden files, which
-    nothing reads. Linked folders are followed.
+    Its own records of decisions are left out, they have a chain of their own; so are hidden files,
+    which nothing reads. Linked folders are followed. Of a stage it is what its decision rests on.
 
     Raises
     ------
@@ -26,7 +26,7 @@ def seal(run: RunFolder, on_progress: OnProgress) -> dict[str, str]:
     for done, path in enumerate(paths):
         on_progress("hash", done, len(paths))
         # A name need not be text; JSON has to be.
-        name = path.relative_to(run.path).as_posix().encode(errors="backslashreplace").decode()
+        name = run.name_of(path).encode(errors="backslashreplace").decode()
         try:
             hashes[name] = sha256_of(path)
         except OSError as error:
@@ -36,7 +36,14 @@ def seal(run: RunFolder, on_progress: OnProgress) -> dict[str, str]:
 
 
 def _files(run: RunFolder) -> Iterator[Path]:
-    for place, folders, names in os.walk(run.path, followlinks=True):
+    for part in run.parts:
+        if part.is_file():
+            yield part
+        yield from _within(part, run)
+
+
+def _within(part: Path, run: RunFolder) -> Iterator[Path]:
+    for place, folders, names in os.walk(part, followlinks=True):
         folder = Path(place)
         folders[:] = [
             name for name in folders if not name.startswith(".") and folder / name != run.decisions

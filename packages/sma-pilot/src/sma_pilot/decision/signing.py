@@ -17,6 +17,7 @@ from sma_pilot.replay.card import ReplayCard, fingerprint
 from sma_pilot.report.evidence import Evidence
 from sma_pilot.report.page import draw, render, write_page
 from sma_pilot.run_folder import RunFolder
+from sma_pilot.stages.standing import refuse_breached
 
 # Figures that another processor adds up in another order are the same figures.
 _SAME = 1e-6
@@ -53,7 +54,8 @@ def sign(
     Raises
     ------
     DecisionError
-        When name or reason is empty, or `override` does not fit decision and verdict.
+        When name or reason is empty, `override` does not fit decision and verdict, or a go is
+        asked for a stage that a safety gate stopped.
     RunError
         When the run is not judged, its parts do not belong together, a record was changed, or the
         folder cannot be written.
@@ -61,6 +63,8 @@ def sign(
     by, reason = _line("--by", by), _line("--reason", reason)
     evidence = Evidence.read(run.path)
     verdict = evidence.result.verdict
+    if decision == "go":
+        refuse_breached(run)
     against = is_against(decision, verdict)
     if against and not override:
         raise DecisionError(
@@ -90,13 +94,13 @@ def sign(
     )
     on_progress("report", 0, None)
     drawings = draw(evidence)
-    if newest is not None and _words(newest) == _words(signed):
+    if newest is not None and _words(newest, run) == _words(signed, run):
         page = render(evidence, drawings)
-        if newest.files[run.report.name] == _hash(page):
+        if newest.files[run.name_of(run.report)] == _hash(page):
             write_page(run.report, page)
             return newest
     page = render(replace(evidence, decisions=(*earlier, signed)), drawings)
-    sealed = dict(sorted({**files, run.report.name: _hash(page)}.items()))
+    sealed = dict(sorted({**files, run.name_of(run.report): _hash(page)}.items()))
     signed = signed.model_copy(update={"files": sealed})
     # The record first: a page can be written again.
     write_decision(run, signed)
@@ -117,17 +121,18 @@ def check_whole(evidence: Evidence) -> None:
         PreparedDataset.open(run.dataset, verify=True)
     except DatasetError as error:
         raise RunError(f"{error}; run `sma-pilot prepare` again") from error
-    card = ReplayCard.load(run.replay / "replay.json")
-    if card.plan_digest != plan.digest:
-        raise RunError(f"{run.replay}: replayed by another plan; run `sma-pilot replay` again")
-    if card.dataset.get("digest") != evidence.dataset.card.digest:
-        raise RunError(f"{run.replay}: replayed on other data; run `sma-pilot replay` again")
-    for arm, replayed in card.models.items():
-        if fingerprint(run.models / arm) != replayed:
-            raise RunError(
-                f"{run.models / arm}: not the model that was replayed; run `sma-pilot fit` and "
-                "`sma-pilot replay` again"
-            )
+    for replay in run.replays:
+        card = ReplayCard.load(replay / "replay.json")
+        if card.plan_digest != plan.digest:
+            raise RunError(f"{replay}: replayed by another plan; run `sma-pilot replay` again")
+        if card.dataset.get("digest") != evidence.dataset.card.digest:
+            raise RunError(f"{replay}: replayed on other data; run `sma-pilot replay` again")
+        for arm, replayed in card.models.items():
+            if fingerprint(run.models / arm) != replayed:
+                raise RunError(
+                    f"{run.models / arm}: not the model that was replayed; run `sma-pilot fit` "
+                    "and `sma-pilot replay` again"
+                )
     judged = judge(evidence.measurements, plan).to_dict()
     if difference := _difference(evidence.result.to_dict(), judged):
         raise RunError(
@@ -149,10 +154,10 @@ def _hash(page: str) -> str:
     return hashlib.sha256(page.encode()).hexdigest()
 
 
-def _words(decision: Decision) -> dict[str, Any]:
+def _words(decision: Decision, run: RunFolder) -> dict[str, Any]:
     """Return what makes two signatures the same: all but when, and the page that shows them."""
     words = decision.model_dump(exclude={"number", "time", "previous"})
-    words["files"].pop("report.html", None)
+    words["files"].pop(run.name_of(run.report), None)
     return words
 
 

@@ -4,12 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from sma_core.files import sha256_of
 from sma_pilot.decision.record import Decision, read_chain
 from sma_pilot.decision.seal import seal
 from sma_pilot.errors import DecisionError, RunError
 from sma_pilot.progress import OnProgress, no_progress
 from sma_pilot.report.svg import printable
-from sma_pilot.run_folder import RunFolder
+from sma_pilot.run_folder import STAGES, RunFolder
 
 _HASH = re.compile(r"[0-9a-f]{12,64}")
 
@@ -79,6 +80,9 @@ def verify(
 ) -> Verification:
     """Hold a run folder against its newest decision, and its decisions against each other.
 
+    A pilot in stages has decisions on each of them: every stage that was signed is held against
+    its own newest one.
+
     Parameters
     ----------
     run : RunFolder
@@ -100,17 +104,59 @@ def verify(
             "--record: need the SHA-256 that `sign` printed, or its first 12 digits, "
             f"got {record!r}"
         )
-    decisions, chain_faults, newest = read_chain(run)
-    faults = list(chain_faults)
+    folders = _signed_stages(run) or [run]
+    found = [_hold(folder, on_progress) for folder in folders]
+    decisions = tuple(own for one in found for own in one.decisions)
+    faults = [fault for one in found for fault in one.faults]
     if not decisions and not faults:
         run.load_plan()
         raise RunError(f"{run.path}: nobody has signed this run; `sma-pilot sign` does")
-    if newest is None:
-        faults.append("the newest record cannot be read, so no file was held against it")
     if record is not None and not any(own.sha256.startswith(record) for own in decisions):
         faults.append(f"no record has the hash {record}: it was removed, or written anew")
+    files = {
+        kind: {name for one in found for name in getattr(one, kind)}
+        for kind in ("unchanged", "changed", "missing", "new")
+    }
+    # What one stage's decision finds wrong is wrong, though an earlier one never knew the file.
+    files["unchanged"] -= files["changed"] | files["missing"] | files["new"]
+    return Verification(
+        decisions=decisions,
+        faults=tuple(faults),
+        **{kind: tuple(sorted(names)) for kind, names in files.items()},
+    )
+
+
+def _signed_stages(run: RunFolder) -> list[RunFolder]:
+    """Return the folders of the stages that were signed, the one signed first at the front."""
+    if run.stage is not None or not (run.path / STAGES).is_dir():
+        return []
+    signed = [RunFolder(path) for path in sorted((run.path / STAGES).iterdir())]
+    chains = [(own, read_chain(own)) for own in signed if own.decisions.is_dir()]
+    order = sorted(
+        chains, key=lambda one: one[1].decisions[0].signed_at if one[1].decisions else ""
+    )
+    return [own for own, _ in order]
+
+
+def _hold(run: RunFolder, on_progress: OnProgress) -> Verification:
+    """Hold one run folder against its own decisions."""
+    decisions, chain_faults, newest = read_chain(run)
+    place = "" if run.stage is None else f"{STAGES}/{run.stage}/"
+    faults = [f"{place}{fault}" for fault in chain_faults]
+    if newest is None and (decisions or faults):
+        faults.append(f"{place}the newest record cannot be read, so no file was held against it")
     signed = {} if newest is None else newest.files
-    found = {} if newest is None else seal(run, on_progress)
+    found = {}
+    if newest is not None:
+        try:
+            found = seal(run, on_progress)
+        except RunError as error:
+            if run.stage is None:
+                raise
+            # A stage's parts are told by the plan: without it, what was signed is all there is.
+            faults.append(str(error))
+            paths = {name: run.root / name for name in signed}
+            found = {name: sha256_of(path) for name, path in paths.items() if path.is_file()}
     both = signed.keys() & found.keys()
     return Verification(
         decisions=decisions,

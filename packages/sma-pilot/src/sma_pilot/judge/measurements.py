@@ -27,6 +27,7 @@ SLICES = (VALIDATION, JUDGED)
 
 OFFLINE = "offline"
 SINGLE_STREAM = "single_stream"
+PACED = "paced"
 MULTI_STREAM = "multi_stream"
 SERVER = "server"
 
@@ -136,6 +137,12 @@ class Leg:
     activation_rate: float | None = None
     score_difference: float | None = None
     """Largest relative difference between single-stream and offline scores of the same rows."""
+    late_share: float | None = None
+    """Shadow: share of events that the candidate answered after the deadline."""
+    response_p95_ms: float | None = None
+    """Shadow: 95th percentile from when an event was due to the candidate's answer."""
+    served_p95_ms: float | None = None
+    """Shadow: the same of the incumbent's answer."""
     energy_joules: float | None = None
     """What the accelerator's counter rose by, over `rows` rows."""
     submodule_rates: Mapping[str, float] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from sma_pilot.judge.money import inform_cost
 from sma_pilot.judge.quality import Quality, measure_quality
 from sma_pilot.judge.quality_gate import judge_quality, proven, score_noise
 from sma_pilot.judge.result import Kpi, Result
+from sma_pilot.judge.safety import judge_safety
 from sma_pilot.plan import Plan
 
 
@@ -35,8 +36,8 @@ def judge(measurements: Measurements, plan: Plan) -> Result:
 
     The verdict is no-go when any gate fails, go only when every gate passes, else inconclusive.
     The gates are the loss of quality, rows that the candidate left without a score, the latency
-    ratio and the memory ratio. The same input gives the same result: all resampling is seeded by
-    the plan.
+    ratio and the memory ratio, and for a look of a stage its safety gates. The same input gives
+    the same result: all resampling is seeded by the plan.
 
     Raises
     ------
@@ -57,6 +58,7 @@ def judge(measurements: Measurements, plan: Plan) -> Result:
     )
     noise = judge_latency(latency, plan, findings)
     judge_memory(measurements, plan, findings)
+    judge_safety(measurements, judged, plan, findings)
     inform_throughput(measurements, plan, findings)
     inform_load(measurements, plan, findings)
     inform_harness(measurements, plan, latency, findings)

@@ -32,10 +32,11 @@ class Borders:
             When a slice would lie wholly outside the log's time.
         """
         inner = [
-            _place(border, first, last) for border in (slices.validation_from, slices.judged_from)
+            place_border(border, first, last)
+            for border in (slices.validation_from, slices.judged_from)
         ]
         until = slices.judged_until
-        edges = (first, *inner, last + 1 if until is None else _place(until, first, last))
+        edges = (first, *inner, last + 1 if until is None else place_border(until, first, last))
         for name, border in zip(("validation_from", "judged_from"), inner, strict=True):
             if not first < border <= last:
                 raise LogError(
@@ -99,7 +100,8 @@ def iso(time: int) -> str:
     return f"{np.datetime64(time, 'ns').astype('datetime64[s]')}Z"
 
 
-def _place(border: Border, first: int, last: int) -> int:
+def place_border(border: Border, first: int, last: int) -> int:
+    """Return the time of a border, ns, in a log that runs from `first` to `last`."""
     if isinstance(border, float):
         return first + round(border * (last - first))
     # Whole microseconds, the resolution of a datetime: a float of seconds would lose some.

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from sma_pilot.errors import PlanError
 from sma_pilot.plan.arms import ArmPlan, Arms
@@ -14,6 +14,7 @@ from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import LogSource, Slices
 from sma_pilot.plan.replay import ReplayPlan
 from sma_pilot.plan.savings import Efficiency, Money
+from sma_pilot.plan.stages import StagePlan, check_stages
 from sma_pilot.plan.task import TASKS_OF_METRIC, Quality, Task
 from sma_pilot.plan.values import Section
 
@@ -34,6 +35,8 @@ class Plan(Section):
     arms: Arms
     replay: ReplayPlan = ReplayPlan()
     guard: GuardPlan | None = None
+    stages: tuple[StagePlan, ...] = ()
+    _frozen: str = PrivateAttr(default="")
 
     @model_validator(mode="after")
     def _baseline_fits_task(self) -> Self:
@@ -74,6 +77,13 @@ class Plan(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Self:
+        check_stages(self.stages, self.slices)
+        if self.guard is None and any(own.fallback_limit is not None for own in self.stages):
+            raise ValueError("stages: `fallback_limit` needs a table `guard`")
+        return self
+
     def named_arms(self) -> dict[str, ArmPlan]:
         """Return the arms by role, an absent baseline left out."""
         roles = {
@@ -83,9 +93,46 @@ class Plan(Section):
         }
         return {role: arm for role, arm in roles.items() if arm is not None}
 
+    def stage(self, name: str) -> StagePlan:
+        """Return the stage called `name`.
+
+        Raises
+        ------
+        PlanError
+            When the plan has none of that name.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        known = ", ".join(stage.name for stage in self.stages) or "none"
+        raise PlanError(f"{self.name}: the plan has no stage {name!r}; its stages: {known}")
+
+    def reading(self, stage: StagePlan, alpha: float) -> Self:
+        """Return the plan as one look of `stage` is judged by it, at the level `alpha`."""
+        quality = {"alpha": alpha, **_given(loss_limit=stage.loss_limit)}
+        quality |= _given(minimum_events=stage.minimum_events)
+        efficiency = _given(
+            latency_ratio_limit=stage.latency_ratio_limit,
+            memory_ratio_limit=stage.memory_ratio_limit,
+        )
+        read = self.model_copy(
+            update={
+                "stages": (stage,),
+                "quality": self.quality.model_copy(update=quality),
+                "efficiency": self.efficiency.model_copy(update=efficiency),
+            }
+        )
+        read._frozen = self.digest
+        return read
+
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan's canonical JSON: the same for the same decisions, however typed."""
+        """SHA-256 of the plan's canonical JSON: the same for the same decisions, however typed.
+
+        What a stage reads from the plan (`reading`) has the digest of the plan that was frozen.
+        """
+        if self._frozen:
+            return self._frozen
         document = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(document.encode()).hexdigest()
 
@@ -117,9 +164,13 @@ def load_plan(path: Path) -> Plan:
     return parse_plan(text, str(path))
 
 
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def _describe(problem: Any) -> str:
     # Union branches and validators leave their own names in the location; a user knows fields only.
-    inner = {"float", "datetime", "constrained-float"}
+    inner = {"float", "datetime", "constrained-float", "constrained-int"}
     place = ".".join(
         str(part)
         for part in problem["loc"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from sma_core.dataset import DatasetCard
 from sma_pilot.errors import RunError
+from sma_pilot.replay.timeline import Window
 
 FORMAT = "sma.replay"
 VERSION = 1
@@ -25,7 +26,8 @@ class ReplayCard:
     ----------
     plan_digest : str
     order : list of str
-        Legs in the order they ran: ``<arm>/offline``, ``<arm>/single_stream/<pass>``.
+        Legs in the order they ran: ``<arm>/offline``, ``<arm>/single_stream/<pass>``, and of a
+        shadow stage ``candidate/paced``.
     legs : dict
         Figures by ``<arm>/<scenario>``; single-stream ones are over all passes.
     models : dict
@@ -34,6 +36,8 @@ class ReplayCard:
         Name, digest, entities and slices of the prepared data set.
     environment : dict
         Machine and software.
+    window : dict or None
+        The part of the judged slice that was replayed; None for all of it.
     """
 
     plan_digest: str
@@ -42,6 +46,7 @@ class ReplayCard:
     models: dict[str, str]
     dataset: dict[str, Any]
     environment: dict[str, Any]
+    window: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -90,6 +95,12 @@ def describe_dataset(card: DatasetCard, entities: tuple[str, ...]) -> dict[str, 
         "entities": list(entities),
         "slices": {name: asdict(split) for name, split in card.splits.items()},
     }
+
+
+def describe_window(window: Window, entities: tuple[str, ...]) -> dict[str, Any]:
+    """Return what a card says about the rows that a look was taken on."""
+    chosen = None if window.entities is None else [entities[i] for i in sorted(window.entities)]
+    return {"since_ns": window.since_ns, "until_ns": window.until_ns, "entities": chosen}
 
 
 def fingerprint(folder: Path) -> str:

@@ -50,9 +50,15 @@ def further_scenarios() -> dict[str, RunLeg]:
     """Return what runs each scenario, by name; which import this file in turn."""
     from sma_pilot.replay.guarded import run_guarded
     from sma_pilot.replay.multi_stream import run_multi_stream
+    from sma_pilot.replay.paced import run_paced
     from sma_pilot.replay.server import run_server
 
-    return {"multi_stream": run_multi_stream, "server": run_server, "guarded": run_guarded}
+    return {
+        "multi_stream": run_multi_stream,
+        "server": run_server,
+        "guarded": run_guarded,
+        "paced": run_paced,
+    }
 
 
 def further_legs(plan: Plan) -> list[tuple[str, str]]:
@@ -67,4 +73,6 @@ def further_legs(plan: Plan) -> list[tuple[str, str]]:
         legs += [(arm, scenario) for arm in shuffled.sample(arms, len(arms))]
     if plan.guard is not None:
         legs.append(("candidate", "guarded"))
+    if any(stage.kind == "shadow" for stage in plan.stages):
+        legs.append(("candidate", "paced"))
     return legs

@@ -22,6 +22,8 @@ from sma_pilot.replay.stream import choose_stream
 from sma_pilot.replay.timeline import Chunk, Lane
 
 VALIDATION, JUDGED, STREAM = "validation", "judged", "stream"
+LEAD = "lead"
+"""Rows that lead to the judged ones: what the guard does there counts for nothing."""
 _ROWS_AT_ONCE = 10_000
 _COLUMNS = {
     "part": pl.Enum([VALIDATION, JUDGED, STREAM]),
@@ -78,7 +80,7 @@ def _in_bulk(
     for chunk in leg.timeline.walk(scorer, lanes, leg.plan.replay.chunk_rows):
         leg.on_progress("replay guarded", done, leg.timeline.rows)
         for i, part, rows in _by_slice(chunk):
-            scorer.tally = tallies[part]
+            scorer.tally = Tally() if part == LEAD else tallies[part]
             numeric, categorical = chunk.inputs.numeric, chunk.inputs.categorical
             own = Inputs(
                 numeric=None if numeric is None else numeric[i : i + 1, rows],
@@ -88,7 +90,8 @@ def _in_bulk(
             entity = chunk.lanes[i].stretch.entity
             time = chunk.rows[i].time[rows].tolist()
             for fallback in scorer.take_fallbacks():
-                record.add(part, entity, time[fallback.row], fallback)
+                if part != LEAD:
+                    record.add(part, entity, time[fallback.row], fallback)
         done += len(chunk.lanes) * (chunk.end - chunk.begin)
     leg.on_progress("replay guarded", done, leg.timeline.rows)
 
@@ -100,7 +103,9 @@ def _by_slice(chunk: Chunk) -> list[tuple[int, str, slice]]:
         steps = chunk.end - chunk.begin
         border = min(max(lane.stretch.border - chunk.begin, 0), steps)
         parts += [(i, VALIDATION, slice(0, border))] if border else []
-        parts += [(i, JUDGED, slice(border, steps))] if border < steps else []
+        judged = min(max(lane.stretch.first_judged - chunk.begin, 0), steps)
+        parts += [(i, LEAD, slice(border, judged))] if border < judged else []
+        parts += [(i, JUDGED, slice(judged, steps))] if judged < steps else []
     return parts
 
 

@@ -1,6 +1,7 @@
 """Read a finished replay back, column by column, for the judge."""
 
-from dataclasses import fields
+from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from sma_pilot.judge.guard_record import GuardRecord, GuardTally
 from sma_pilot.judge.load_sample import LoadSample
 from sma_pilot.judge.measurements import (
     ARMS,
+    JUDGED,
     MULTI_STREAM,
     SERVER,
     SLICES,
+    VALIDATION,
     ArmScores,
     LatencySample,
     Leg,
@@ -24,8 +27,11 @@ from sma_pilot.logs.slices import iso
 from sma_pilot.replay.card import ReplayCard
 
 
-def load_measurements(folder: Path) -> Measurements:
-    """Read what `replay` left in `folder`.
+def load_measurements(*folders: Path) -> Measurements:
+    """Read what `replay` left in `folders`: one, or those of the looks of a stage in order.
+
+    Looks add judged rows and service times one after the other. The validation rows are the same
+    for all of them.
 
     Memory holds the scores alone, 20 bytes a row and arm. Routing decisions stay on disk.
 
@@ -34,6 +40,11 @@ def load_measurements(folder: Path) -> Measurements:
     RunError
         The replay is not finished or its files are damaged.
     """
+    looks = [_load(folder) for folder in folders]
+    return looks[0] if len(looks) == 1 else _join(looks)
+
+
+def _load(folder: Path) -> Measurements:
     card = ReplayCard.load(folder / "replay.json")
     # In one order for every reader, and not in that of the replay, which is drawn.
     replayed = {name.split("/")[0] for name in card.order}
@@ -111,6 +122,98 @@ def _guard(figures: dict[str, Any] | None) -> GuardRecord | None:
             f"entity {example['entity']!r} at {iso(example['time'])}: {example['text']}"
             for example in figures["examples"]
         ),
+    )
+
+
+def _join(looks: list[Measurements]) -> Measurements:
+    """Put the measurements of consecutive looks after one another."""
+    last = looks[-1]
+    arms = list(last.scores[JUDGED])
+    judged = {arm: _concatenate([own.scores[JUDGED][arm] for own in looks]) for arm in arms}
+    latency: dict[str, LatencySample] = {}
+    for arm in last.latency:
+        passes = [own.latency[arm] for own in looks]
+        begin = np.cumsum([0, *(own.pass_index.max(initial=-1) + 1 for own in passes[:-1])])
+        moved = [
+            replace(own, pass_index=own.pass_index + np.int32(first))
+            for own, first in zip(passes, begin, strict=True)
+        ]
+        latency[arm] = _concatenate(moved)
+    return replace(
+        last,
+        scores={VALIDATION: last.scores[VALIDATION], JUDGED: judged},
+        latency=latency,
+        legs={name: _over_looks([own.legs[name] for own in looks]) for name in last.legs},
+        guard=_sum_of([own.guard for own in looks if own.guard is not None]),
+    )
+
+
+def _sum_of(records: list[GuardRecord]) -> GuardRecord | None:
+    """Bring what the guard did at several looks together; validation rows are the same in all."""
+    if not records:
+        return None
+    own = [record.seconds_per_event for record in records if record.seconds_per_event is not None]
+    return replace(
+        records[-1],
+        judged=_add([record.judged for record in records]),
+        stream=_add([record.stream for record in records]),
+        seconds_per_event=max(own, default=None),
+        examples=records[0].examples or records[-1].examples,
+    )
+
+
+def _add(tallies: list[GuardTally]) -> GuardTally:
+    fallbacks: Counter[str] = Counter()
+    rows: Counter[str] = Counter()
+    for tally in tallies:
+        fallbacks.update(tally.fallbacks)
+        rows.update(tally.fallback_rows)
+    return GuardTally(
+        rows=sum(tally.rows for tally in tallies),
+        fallbacks=fallbacks,
+        fallback_rows=rows,
+        looks=sum(tally.looks for tally in tallies),
+        priming_seconds=sum(tally.priming_seconds for tally in tallies),
+    )
+
+
+def _concatenate(samples: list[Any]) -> Any:
+    names = [column.name for column in fields(samples[0])]
+    columns = {n: np.concatenate([getattr(own, n) for own in samples]) for n in names}
+    return type(samples[0])(**columns)
+
+
+def _over_looks(legs: list[Leg]) -> Leg:
+    """Bring the figures of one leg at several looks together: sums, means by rows, and maxima."""
+    rows = sum(leg.rows or 0 for leg in legs)
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [(v, leg.rows or 0) for v, leg in zip(values, legs, strict=True) if v is not None]
+        weight = sum(count for _, count in known)
+        return sum(value * count for value, count in known) / weight if weight else None
+
+    def largest(values: list[Any]) -> Any:
+        return max((value for value in values if value is not None), default=None)
+
+    # Memory is that of the look that took most over its own baseline.
+    most = max(legs, key=lambda leg: (leg.peak_rss_bytes or 0) - (leg.baseline_rss_bytes or 0))
+    seconds = sum(leg.seconds or 0.0 for leg in legs)
+    measured = any(leg.rows_per_second is not None for leg in legs)
+    return replace(
+        most,
+        rows=rows,
+        seconds=seconds,
+        rows_per_second=rows / seconds if measured and seconds > 0 else None,
+        peak_cuda_bytes=largest([leg.peak_cuda_bytes for leg in legs]),
+        activation_rate=mean([leg.activation_rate for leg in legs]),
+        score_difference=largest([leg.score_difference for leg in legs]),
+        late_share=mean([leg.late_share for leg in legs]),
+        response_p95_ms=largest([leg.response_p95_ms for leg in legs]),
+        served_p95_ms=largest([leg.served_p95_ms for leg in legs]),
+        submodule_rates={
+            name: mean([leg.submodule_rates.get(name) for leg in legs]) or 0.0
+            for name in legs[-1].submodule_rates
+        },
     )
 
 

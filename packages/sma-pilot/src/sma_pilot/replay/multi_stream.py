@@ -99,4 +99,4 @@ def _choose(leg: LegContext) -> tuple[tuple[Lane, ...], int]:
 
 
 def _judged(stretch: Stretch) -> int:
-    return stretch.rows - stretch.border
+    return stretch.rows - stretch.first_judged

@@ -110,8 +110,12 @@ class _Recorder:
         confidence = _by_row([decision.confidence for decision in scores.decisions])
         for i, (lane, rows) in enumerate(zip(chunk.lanes, chunk.rows, strict=True)):
             entity = self._names[lane.stretch.entity]
-            first_judged = min(max(lane.stretch.border - chunk.begin, 0), len(rows.time))
-            judged = np.arange(len(rows.time)) >= first_judged
+            count = len(rows.time)
+            validation = min(max(lane.stretch.border - chunk.begin, 0), count)
+            first_judged = min(max(lane.stretch.first_judged - chunk.begin, 0), count)
+            judged = np.arange(count) >= first_judged
+            # Rows between the two only lead to where judging begins.
+            counted = judged | (np.arange(count) < validation)
             self._scores.add(
                 pl.DataFrame(
                     {
@@ -120,7 +124,9 @@ class _Recorder:
                         "score": scores.score[i].numpy(),
                         "judged": judged,
                     }
-                ).select(
+                )
+                .filter(counted)
+                .select(
                     arm=pl.lit(self._arm),
                     slice=pl.when("judged")
                     .then(pl.lit("judged"))

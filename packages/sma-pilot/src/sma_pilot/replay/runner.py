@@ -16,9 +16,16 @@ from sma_core.dataset import PreparedDataset
 from sma_core.threads import compute_threads
 from sma_pilot.arms import Arm, Scorer, build_arms
 from sma_pilot.errors import RunError
+from sma_pilot.logs.slices import iso
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
-from sma_pilot.replay.card import ReplayCard, describe_dataset, fingerprint, read_json
+from sma_pilot.replay.card import (
+    ReplayCard,
+    describe_dataset,
+    describe_window,
+    fingerprint,
+    read_json,
+)
 from sma_pilot.replay.clock import (
     Clock,
     earlier_objects_settled,
@@ -30,13 +37,15 @@ from sma_pilot.replay.environment import environment
 from sma_pilot.replay.further import LegContext, further_legs, further_scenarios
 from sma_pilot.replay.meters import PeakMemory
 from sma_pilot.replay.offline import run_offline
+from sma_pilot.replay.served import serving
 from sma_pilot.replay.single_stream import harness_ns, run_single_stream
 from sma_pilot.replay.stream import choose_stream
-from sma_pilot.replay.timeline import Lane, Timeline
+from sma_pilot.replay.timeline import Lane, Timeline, Window
 from sma_pilot.run_folder import write_json
 
 OFFLINE = "offline"
 SINGLE_STREAM = "single_stream"
+GUARDED = "guarded"
 _AGAIN = "incumbent_again"
 
 
@@ -68,6 +77,7 @@ def legs_of(plan: Plan) -> list[LegName]:
 
     All offline legs come first, since the streams are compared with their scores. Arms take turns
     in a new random order in every pass, so that a machine that warms up or slows down favours none.
+    A shadow stage ends with the candidate beside the incumbent, at the log's pace.
     """
     arms = [*plan.named_arms(), _AGAIN]
     shuffled = random.Random(f"{plan.seed}/order")
@@ -86,6 +96,7 @@ def replay(
     folder: Path,
     on_progress: OnProgress,
     *,
+    window: Window | None = None,
     arms: Mapping[str, Arm] | None = None,
     clock: Clock = wall_clock,
 ) -> ReplayCard:
@@ -94,6 +105,7 @@ def replay(
     Parameters
     ----------
     plan : Plan
+        For a look of a stage: what the stage reads from it.
     dataset : PreparedDataset
         With splits ``validation`` and ``judged``.
     models : Path
@@ -101,6 +113,8 @@ def replay(
     folder : Path
         Where the measurements go; a replay that was stopped there goes on.
     on_progress : OnProgress
+    window : Window, optional
+        The part of the judged slice to replay; all of it by default.
     arms : dict of str to Arm, optional
         Arms by role, in place of those that the plan names.
     clock : Clock
@@ -115,12 +129,18 @@ def replay(
     arms = build_arms(plan) if arms is None else arms
     if plan.replay.device == "cuda" and not torch.cuda.is_available():
         raise RunError("replay.device: 'cuda' is asked for and there is no CUDA device here")
-    timeline = Timeline(dataset, round(plan.log.max_gap.total_seconds() * 1e9))
+    timeline = Timeline(dataset, round(plan.log.max_gap.total_seconds() * 1e9), window)
+    if window is not None and timeline.judged_rows == 0:
+        raise RunError(
+            f"{folder}: no row to judge lies from {iso(window.since_ns)} to "
+            f"{iso(window.until_ns)}; plan fewer looks or another border"
+        )
     begun = {
         "plan_digest": plan.digest,
         "models": {role: fingerprint(models / role) for role in arms},
         "dataset": describe_dataset(dataset.card, timeline.entities),
         "environment": environment(plan.replay.threads, plan.replay.device),
+        "window": None if window is None else describe_window(window, timeline.entities),
     }
     finished = folder / "replay.json"
     _claim(folder, begun, finished.exists())
@@ -128,17 +148,24 @@ def replay(
         return ReplayCard.load(finished)
 
     bench = _Bench(plan, timeline, folder, clock, on_progress)
+
+    def bare(role: str) -> Scorer:
+        return arms[role].open(models / role)
+
+    open_scorer = serving(plan, timeline, bare, clock, on_progress)
     legs = legs_of(plan)
     with compute_threads(plan.replay.threads):
         waiting = [leg for leg in legs if not (folder / "legs" / leg.file).exists()]
         streams = [leg for leg in legs if leg.visit is not None]
         for role in dict.fromkeys(leg.role for leg in waiting):
-            bench.rehearse(arms[role].open(models / role))
+            bench.rehearse(open_scorer(role))
         with earlier_objects_settled():
             for leg in waiting:
-                if leg.visit is not None:
+                if leg.scenario == SINGLE_STREAM:
                     on_progress("replay single stream", streams.index(leg), len(streams))
-                figures = bench.measure(leg, lambda role: arms[role].open(models / role))
+                # The guarded leg puts its own guard around the candidate.
+                opens = bare if leg.scenario == GUARDED else open_scorer
+                figures = bench.measure(leg, opens)
                 write_json(folder / "legs" / leg.file, figures)
         on_progress("replay single stream", len(streams), len(streams))
     begun["environment"]["timer_overhead_ns"] = timer_overhead_ns(clock)
@@ -160,6 +187,7 @@ def _claim(folder: Path, begun: dict[str, Any], finished: bool) -> None:
         "plan_digest": "of another plan",
         "dataset": "of another data set",
         "models": "of other models",
+        "window": "of other rows",
     }
     if not finished:
         reasons["environment"] = "on another machine or with other software"

@@ -2,8 +2,8 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,28 @@ _READ_ROWS = 65_536
 
 
 @dataclass(frozen=True)
+class Window:
+    """A part of the judged slice: the rows that one look of a stage adds.
+
+    Parameters
+    ----------
+    since_ns, until_ns : int
+        From the first time on, up to the second one (exclusive).
+    entities : frozenset of int or None
+        Indices into the card's entities; None for all.
+    """
+
+    since_ns: int
+    until_ns: int
+    entities: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
 class Stretch:
     """Rows of one entity without a long silence: those of validation first, then the judged ones.
+
+    Between the two there may be rows that lead to where judging begins: they bring the state there
+    and count for nothing.
 
     Parameters
     ----------
@@ -30,6 +50,8 @@ class Stretch:
         First row and end (exclusive) within the split; equal where it has no row there.
     judged_from_ns, judged_until_ns : int or None
         Time of the first and of the last judged row; None without one.
+    lead : int
+        How many of the rows in `judged` only lead to the first judged one.
     """
 
     entity: int
@@ -37,11 +59,17 @@ class Stretch:
     judged: tuple[int, int] = (0, 0)
     judged_from_ns: int | None = None
     judged_until_ns: int | None = None
+    lead: int = 0
 
     @property
     def border(self) -> int:
-        """Number of validation rows: the offset of the first judged row."""
+        """Number of validation rows: the offset of the first row after them."""
         return self.validation[1] - self.validation[0]
+
+    @property
+    def first_judged(self) -> int:
+        """Offset of the first judged row."""
+        return self.border + self.lead
 
     @property
     def rows(self) -> int:
@@ -82,17 +110,43 @@ class Timeline:
         With splits ``validation`` and ``judged``.
     max_gap_ns : int
         Longest silence that a state survives.
+    window : Window, optional
+        The rows to judge; the whole judged slice by default. Rows of it before the window are read
+        to bring the state there, rows after it are not.
     """
 
-    def __init__(self, dataset: PreparedDataset, max_gap_ns: int) -> None:
+    def __init__(
+        self, dataset: PreparedDataset, max_gap_ns: int, window: Window | None = None
+    ) -> None:
         self.card = dataset.card
         self.entities = dataset.card.entities or ("all",)
         self._validation = dataset.split("validation")
         self._judged = dataset.split("judged")
         self._dataset = dataset
-        self.stretches = self._join(max_gap_ns)
-        self.rows = self._validation.rows + self._judged.rows
-        self.judged_rows = self._judged.rows
+        stretches = self._join(max_gap_ns)
+        if window is not None:
+            stretches = [part for own in stretches if (part := self._within(own, window))]
+        self.stretches = stretches
+        self.rows = sum(stretch.rows for stretch in stretches)
+        self.judged_rows = sum(stretch.rows - stretch.first_judged for stretch in stretches)
+
+    def _within(self, stretch: Stretch, window: Window) -> Stretch | None:
+        """Cut a stretch to a window; None when nothing of it is left."""
+        start, stop = stretch.judged
+        rows = range(start, stop)
+        at = partial(_time, self._judged)
+        lead = bisect_left(rows, window.since_ns, key=at)
+        end = bisect_left(rows, window.until_ns, key=at)
+        if lead >= end or (window.entities is not None and stretch.entity not in window.entities):
+            alone = Stretch(stretch.entity, validation=stretch.validation)
+            return alone if alone.rows else None
+        return replace(
+            stretch,
+            judged=(start, start + end),
+            judged_from_ns=at(start + lead),
+            judged_until_ns=at(start + end - 1),
+            lead=lead,
+        )
 
     @property
     def train(self) -> Split:
@@ -178,9 +232,9 @@ class Timeline:
 
     def first_judged_row(self, stretch: Stretch, time_ns: int) -> int:
         """Return the offset of the first judged row of `stretch` at `time_ns` or later."""
-        rows = range(*stretch.judged)
-        row = bisect_left(rows, time_ns, key=lambda row: _time(self._judged, row))
-        return stretch.border + row
+        rows = range(stretch.judged[0] + stretch.lead, stretch.judged[1])
+        row = bisect_left(rows, time_ns, key=partial(_time, self._judged))
+        return stretch.first_judged + row
 
     def random_judged_time(self, share: float, following: int) -> int:
         """Return a time such that at least `following` judged rows lie at it or later.
@@ -208,9 +262,10 @@ class Timeline:
         until = max(stretch.judged_until_ns or 0 for stretch in known)
         width = (until - since) // _HISTOGRAM_BINS + 1
         counts = np.zeros(_HISTOGRAM_BINS, dtype=np.int64)
-        for start in range(0, self.judged_rows, _READ_ROWS):
-            time = self._judged.read(start, min(start + _READ_ROWS, self.judged_rows)).time
-            counts += np.bincount((time.numpy() - since) // width, minlength=_HISTOGRAM_BINS)
+        for stretch in known:
+            for begin in range(stretch.first_judged, stretch.rows, _READ_ROWS):
+                time = self.read(stretch, begin, min(begin + _READ_ROWS, stretch.rows)).time
+                counts += np.bincount((time.numpy() - since) // width, minlength=_HISTOGRAM_BINS)
         return counts, since, width
 
 

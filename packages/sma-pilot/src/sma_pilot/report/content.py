@@ -13,7 +13,6 @@ from sma_pilot.judge.measurements import (
     BASELINE,
     CANDIDATE,
     INCUMBENT,
-    JUDGED,
     VALIDATION,
 )
 from sma_pilot.judge.metrics import EVENT_RECALL
@@ -65,18 +64,29 @@ def page_content(evidence: Evidence) -> dict[str, Any]:
         "slices": _slices(evidence),
         "models": _models(evidence),
         "provenance": _provenance(evidence),
-        "decisions": [_decision(own) for own in reversed(evidence.decisions)],
+        "decisions": [_decision(own, evidence) for own in reversed(evidence.decisions)],
         "is_signed_result": evidence.is_signed_result,
+        "stage": _stage(evidence),
     }
 
 
 def _scope(evidence: Evidence) -> str:
-    split = evidence.dataset.card.splits[JUDGED]
+    rows = evidence.scene.rows
+    first, last = (int(rows.time.min()), int(rows.time.max())) if rows.rows else (None, None)
     return (
-        f"Judged on {split.rows:,} rows of {len(evidence.measurements.entities):,} entities, "
-        f"{_moment(split.first_time_ns)} to {_moment(split.last_time_ns)} UTC, with "
+        f"Judged on {rows.rows:,} rows of {np.unique(rows.entity).size:,} entities, "
+        f"{_moment(first)} to {_moment(last)} UTC, with "
         f"{evidence.scene.events.count:,} labelled events. Models saw earlier rows only."
     )
+
+
+def _stage(evidence: Evidence) -> str:
+    """Say which look of which stage the page is of; empty for a pilot of one stage."""
+    if evidence.run.stage is None:
+        return ""
+    (stage,) = evidence.plan.stages
+    looks = len(evidence.run.replays)
+    return f"stage {stage.name}, look {looks} of {len(stage.look_times)}"
 
 
 def _events(evidence: Evidence) -> dict[str, Any]:
@@ -164,7 +174,8 @@ def _not_measured(evidence: Evidence) -> list[str]:
         label, note = key.split("\0")
         named = ", ".join(arm for arm in arms if arm)
         lines.append(label + (f" ({named})" if named else "") + (f". {note}" if note else "."))
-    last = _moment(evidence.dataset.card.splits[JUDGED].last_time_ns)
+    judged = evidence.scene.rows.time
+    last = _moment(int(judged.max()) if judged.size else None)
     return [
         *lines,
         *([] if "server" in evidence.plan.replay.scenarios else [_NO_LOAD]),
@@ -235,7 +246,7 @@ def _provenance(evidence: Evidence) -> list[tuple[str, str]]:
     return [(term, printable(text, 400)) for term, text in facts + environment]
 
 
-def _decision(decision: Decision) -> dict[str, Any]:
+def _decision(decision: Decision, evidence: Evidence) -> dict[str, Any]:
     symbol, word, _ = VERDICTS[decision.decision]
     return {
         "number": decision.number,
@@ -245,7 +256,7 @@ def _decision(decision: Decision) -> dict[str, Any]:
         "reason": printable(decision.reason, 10_000),
         "verdict": VERDICTS[decision.verdict][1],
         "override": decision.override,
-        "result": decision.files.get("result.json", "")[:16],
+        "result": decision.files.get(evidence.run.name_of(evidence.run.result), "")[:16],
     }
 
 

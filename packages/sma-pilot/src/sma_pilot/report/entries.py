@@ -15,6 +15,7 @@ from sma_core.checkpoint import CARD_FILE, read_card
 from sma_pilot.decision.record import Decision
 from sma_pilot.judge.result import Kpi, Result
 from sma_pilot.judge.roi import BASES, CASES
+from sma_pilot.plan import Plan
 from sma_pilot.replay.card import ReplayCard
 from sma_pilot.report.evidence import Evidence
 from sma_pilot.report.money import payback_text
@@ -23,6 +24,8 @@ from sma_pilot.report.words import kpi_topic
 
 PLAN_TAG = "sma.plan_digest"
 ARM_TAG = "sma.arm"
+STAGE_TAG = "sma.stage"
+STATE_TAG = "sma.state"
 KIND_TAG = "sma.kind"
 FINGERPRINT_TAG = "sma.fingerprint"
 VERDICT_TAG = "sma.verdict"
@@ -82,17 +85,13 @@ def pilot_entries(evidence: Evidence, *, unchanged: bool = True) -> Entries:
     result, plan, decisions = evidence.result, evidence.plan, evidence.decisions
     gates = [kpi for kpi in result.kpis if kpi.is_gate]
     compared = [kpi for kpi in result.kpis if kpi.arm is None]
-    settings = plan.model_dump(mode="json", exclude={"version", "description"})
-    for arm in settings["arms"].values():
-        if arm is not None and arm["kind"] != "pca":
-            del arm["components"]
     return Entries(
         # Pages list metrics and tags in this order: what decides comes first.
         metrics={
             **{name: value for kpi in gates for name, value in _against_limit(kpi)},
             **{_name(kpi.name): kpi.value for kpi in compared if kpi.value is not None},
         },
-        params={_name(name): value for name, value in _leaves(settings)},
+        params=plan_params(plan),
         tags={
             VERDICT_TAG: result.verdict,
             **(decision_tags(decisions[-1]) if decisions else {}),
@@ -105,6 +104,27 @@ def pilot_entries(evidence: Evidence, *, unchanged: bool = True) -> Entries:
             "sma.folder": str(evidence.run.path.resolve()),
         },
     )
+
+
+def plan_params(plan: Plan) -> dict[str, str]:
+    """Return every setting that a plan makes, as params."""
+    settings = plan.model_dump(mode="json", exclude={"version", "description"})
+    for arm in settings["arms"].values():
+        if arm is not None and arm["kind"] != "pca":
+            del arm["components"]
+    if not settings["stages"]:
+        del settings["stages"]
+    return {_name(name): value for name, value in _leaves(settings)}
+
+
+def gate_curves(results: Mapping[int, Result]) -> dict[str, list[tuple[int, float]]]:
+    """Return each gate's value, bounds and limit over the steps at which it was judged."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for step, result in results.items():
+        for kpi in result.kpis:
+            for name, value in _against_limit(kpi) if kpi.is_gate else ():
+                curves.setdefault(name, []).append((step, value))
+    return curves
 
 
 def arm_entries(evidence: Evidence, arm: str) -> Entries:
@@ -132,6 +152,7 @@ def arm_entries(evidence: Evidence, arm: str) -> Entries:
         tags={
             PLAN_TAG: evidence.plan.digest,
             ARM_TAG: arm,
+            **({STAGE_TAG: evidence.run.stage} if evidence.run.stage else {}),
             KIND_TAG: plan.kind,
             **({FINGERPRINT_TAG: fingerprint} if fingerprint else {}),
         },

@@ -70,7 +70,7 @@ class Evidence:
         """
         run = RunFolder.open(run_folder)
         plan = run.load_plan()
-        result, sha256 = read_result(run)
+        result, sha256 = read_result(run.result)
         if result.plan["digest"] != plan.digest:
             raise RunError(f"{run.result}: judged by another plan; run `sma-pilot judge` again")
         decisions = load_decisions(run)
@@ -78,7 +78,7 @@ class Evidence:
             dataset = PreparedDataset.open(run.dataset)
         except DatasetError as error:
             raise RunError(f"{error}; run `sma-pilot prepare` again") from error
-        measurements = load_measurements(run.replay)
+        measurements = load_measurements(*run.replays)
         thresholds = set_thresholds(AlignedSlice.align(measurements, VALIDATION), plan)
         scene = Scene.of(AlignedSlice.align(measurements, JUDGED), plan)
         return cls(
@@ -97,7 +97,7 @@ class Evidence:
     def is_signed_result(self) -> bool:
         """Whether ``result.json`` is the one that the newest decision was signed over."""
         return bool(self.decisions) and (
-            self.decisions[-1].files.get(self.run.result.name) == self.result_sha256
+            self.decisions[-1].files.get(self.run.name_of(self.run.result)) == self.result_sha256
         )
 
     @property
@@ -179,7 +179,11 @@ class Evidence:
         ]
 
     def _routing_log(self) -> pl.LazyFrame:
-        parts = sorted((self.run.replay / "routing").glob("part-*.parquet"))
+        parts = [
+            part
+            for replay in self.run.replays
+            for part in sorted((replay / "routing").glob("part-*.parquet"))
+        ]
         if not parts:
             columns = {"entity": pl.String, "time": pl.Int64, "layer": pl.Int16}
             return pl.LazyFrame(schema=columns | {"submodule": pl.String, "active": pl.Boolean})
@@ -191,8 +195,8 @@ class Evidence:
         return self.measurements.leg(CANDIDATE, OFFLINE).activation_rate
 
 
-def read_result(run: RunFolder) -> tuple[Result, str]:
-    """Return the run's result and the SHA-256 of its file.
+def read_result(path: Path) -> tuple[Result, str]:
+    """Return the result at `path` and the SHA-256 of its file.
 
     Raises
     ------
@@ -200,12 +204,12 @@ def read_result(run: RunFolder) -> tuple[Result, str]:
         When it is absent or damaged.
     """
     try:
-        content = run.result.read_bytes()
+        content = path.read_bytes()
         return Result.from_dict(json.loads(content)), hashlib.sha256(content).hexdigest()
     except FileNotFoundError as error:
-        raise RunError(f"{run.path}: no result.json yet; run `sma-pilot judge` first") from error
+        raise RunError(f"{path.parent}: no result.json yet; run `sma-pilot judge` first") from error
     except (OSError, ValueError) as error:
-        raise RunError(f"{run.result}: cannot be read: {error}") from error
+        raise RunError(f"{path}: cannot be read: {error}") from error
 
 
 def _peaks(

@@ -28,6 +28,8 @@ GROUPS = {
     "guard": "Guard",
     "energy": "Energy",
     "noise": "Noise of the measurement",
+    "safety": "Safety",
+    "shadow": "Shadow",
 }
 _ARM_LABELS = {
     "incumbent": "incumbent",
@@ -48,6 +50,10 @@ _LABELS = {
     "memory/fleet_ratio": "Memory ratio, all entities",
     "cost/offline_saving_per_year": "Saving a year, offline",
     "cost/single_stream_saving_per_year": "Saving a year, one event at a time",
+    "safety/loss_evidence": "Watch over losses: evidence",
+    "safety/unscored_share": "Share of rows left unscored",
+    "safety/fallback_share": "Share of rows served by the fallback",
+    "safety/late_share": "Share of answers that were late",
     "cost/setup": "Set-up, once",
     "cost/running_per_year": "Running cost a year, beside machines",
     "cost/fallbacks_per_million": "Fallbacks of a million events",
@@ -86,6 +92,7 @@ _TOPICS = {
     "p90_delay_s": "delay that nine of ten caught events stay within",
     "peak_cuda_bytes": "peak memory of the GPU",
     "peak_rss_bytes": "peak memory of the process",
+    "response_p95_ms": "p95 from due to answered",
     "rmse": "root mean squared error",
     "rmse_s": "root mean squared error in time",
     "rows_per_second": "offline throughput",

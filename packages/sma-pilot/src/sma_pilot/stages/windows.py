@@ -1,0 +1,81 @@
+"""Which rows each look of each stage adds: its window in time, and the entities of a canary."""
+
+import hashlib
+
+from sma_core.dataset import DatasetCard
+from sma_pilot.errors import PlanError
+from sma_pilot.logs.slices import place_border
+from sma_pilot.plan import Plan, StagePlan
+from sma_pilot.replay.timeline import Window
+
+
+def window_of(plan: Plan, stage: StagePlan, number: int, card: DatasetCard) -> Window:
+    """Return the rows that look `number` of `stage` adds.
+
+    Raises
+    ------
+    PlanError
+        When a border lies outside of the log, or no entity falls to a canary.
+    """
+    edges = stage_edges(plan, card)
+    place = plan.stages.index(stage)
+    since, until = edges[place], edges[place + 1]
+    times = (0.0, *stage.look_times)
+    span = until - since
+    return Window(
+        since_ns=since + round(times[number - 1] * span),
+        until_ns=since + round(times[number] * span),
+        entities=served_by_candidate(plan, stage, card.entities or ("all",)),
+    )
+
+
+def stage_edges(plan: Plan, card: DatasetCard) -> tuple[int, ...]:
+    """Return where each stage's slice begins, and where the last one ends, ns.
+
+    Raises
+    ------
+    PlanError
+        When a border lies outside of the log.
+    """
+    first, _, judged, end = card.provenance["borders_ns"]
+    edges = [judged]
+    for place, stage in enumerate(plan.stages):
+        edge = end if stage.until is None else place_border(stage.until, first, end - 1)
+        if not edges[-1] < edge <= end:
+            raise PlanError(
+                f"stages.{place}.until: lies outside of the log; move the border into it"
+            )
+        edges.append(edge)
+    return tuple(edges)
+
+
+def served_by_candidate(
+    plan: Plan, stage: StagePlan, entities: tuple[str, ...]
+) -> frozenset[int] | None:
+    """Return the entities that a canary gives to the candidate; None for the other kinds.
+
+    An entity is drawn by a hash of its name and the plan's seed: which one it is depends on no
+    other, so the same machines stay with the canary when others join or leave.
+
+    Raises
+    ------
+    PlanError
+        When the share is so small that no entity was drawn.
+    """
+    if stage.share is None:
+        return None
+    drawn = frozenset(
+        index for index, name in enumerate(entities) if entity_draw(plan.seed, name) < stage.share
+    )
+    if not drawn:
+        raise PlanError(
+            f"stages.{stage.name}.share: {stage.share:g} of {len(entities)} entities draws none; "
+            "give a larger share"
+        )
+    return drawn
+
+
+def entity_draw(seed: int, name: str) -> float:
+    """Return a number in [0, 1) that is an entity's own, evenly spread over names."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
