@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
         self.looks = 0
         self.refuse: Callable[[str, str], int | None] = lambda method, path: None
 
-    def handle_error(self, *request: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a client that hangs up: the first only asks whether somebody listens."""
 
     @property

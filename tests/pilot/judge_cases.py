@@ -1,5 +1,6 @@
 """Synthetic measurements whose right answers are known by construction."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def make_plan(task: dict[str, Any] | None = None, **sections: dict[str, Any]) ->
     return Plan.model_validate(document)
 
 
-def make_slice(label, scores: dict[str, Any], entity=None, time=None, name="judged"):
+def make_slice(label, scores: Mapping[Any, Any], entity=None, time=None, name="judged"):
     """An aligned slice of one row a minute."""
     label = np.asarray(label, dtype=np.int32)
     entity = np.zeros(label.size, np.int32) if entity is None else np.asarray(entity, np.int32)
@@ -56,7 +57,12 @@ def make_slice(label, scores: dict[str, Any], entity=None, time=None, name="judg
 
 
 def fleet_scores(
-    hits: dict[str, np.ndarray], *, entities: int = 4, spacing: int = 300, length: int = 5, seed=0
+    hits: Mapping[Any, np.ndarray],
+    *,
+    entities: int = 4,
+    spacing: int = 300,
+    length: int = 5,
+    seed=0,
 ) -> dict[str, dict[str, ArmScores]]:
     """Scores of arms that catch exactly the events that `hits` [E] says.
 

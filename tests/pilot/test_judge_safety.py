@@ -51,7 +51,8 @@ def test_evidence_of_losses_stops_whatever_the_looks_level() -> None:
     evidence = result.kpi("safety/loss_evidence")
     assert evidence.status == "fail"
     assert evidence.value is not None
-    assert evidence.value >= evidence.threshold == pytest.approx(20)
+    assert evidence.threshold == pytest.approx(20)
+    assert evidence.value >= 20
     assert any("the stage is stopped" in reason.text for reason in result.reasons)
     assert gates(make_measurements(candidate_misses=6), plan)["loss_evidence"] == "pass"
 

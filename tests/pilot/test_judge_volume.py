@@ -133,7 +133,10 @@ def test_vus_pr_as_headline_gates_and_is_resampled():
     result = judge(make_measurements(candidate_misses=40), make_plan(quality=quality))
     gate = next(kpi for kpi in result.kpis if kpi.name == "quality/loss_vus_pr")
     values = {kpi.name: kpi.value for kpi in result.kpis}
-    difference = values["quality/incumbent_vus_pr"] - values["quality/candidate_vus_pr"]
+    incumbent, candidate = (values[f"quality/{arm}_vus_pr"] for arm in ("incumbent", "candidate"))
+    assert incumbent is not None
+    assert candidate is not None
+    difference = incumbent - candidate
     assert gate.status == "fail"
     assert gate.value == pytest.approx(difference, rel=CLOSE)
     assert gate.interval is not None

@@ -159,9 +159,9 @@ def test_a_limit_over_the_incumbents_recall_is_no_limit():
     caught = np.arange(120) % 20 == 0
     scores = fleet_scores({"incumbent": caught, "candidate": np.zeros(120, bool)})
     both = Measurements(entities=("a", "b", "c", "d"), scores=scores)
-    slices = [AlignedSlice.align(both, name) for name in ("validation", "judged")]
+    validation, judged = (AlignedSlice.align(both, name) for name in ("validation", "judged"))
     plan = fleet_plan(quality={"loss_limit": 0.5})
-    known = evidence_of_incumbent(*slices, plan)
+    known = evidence_of_incumbent(validation, judged, plan)
     assert known.recall == pytest.approx(0.05, rel=CLOSE)
     answer = assess_provability(known, ASSUMED, plan)
     assert not answer.reachable
