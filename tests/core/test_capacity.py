@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.core.models import piece, random_inputs, small_config, small_model
 from tests.core.parity import LENGTHS, against_reference, run_chunks, run_fast, run_steps
+from tests.slow import slow
 from tests.tolerances import TOLERANCES, assert_close
 from torch import Tensor
 
@@ -191,7 +192,11 @@ def test_the_host_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "backend"),
-    [("capacity", "aot_eager"), ("packed", "aot_eager"), ("capacity", "inductor")],
+    [
+        pytest.param("capacity", "aot_eager", marks=slow),
+        pytest.param("packed", "aot_eager", marks=slow),
+        ("capacity", "inductor"),
+    ],
 )
 def test_compiled(layout: str, backend: str) -> None:
     if backend == "inductor" and not (shutil.which("c++") or shutil.which("g++")):

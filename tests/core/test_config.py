@@ -274,7 +274,7 @@ def test_every_error_of_the_package_has_one_root() -> None:
     import sma_core
 
     errors = [getattr(sma_core, name) for name in sma_core.__all__ if name.endswith("Error")]
-    assert len(errors) == 9
+    assert len(errors) == 10
     assert all(issubclass(error, SMAError) for error in errors)
 
 

@@ -1,12 +1,10 @@
 """Exported graphs equal the model for any batch, length and activation, and refuse to lie.
 
 Tracing and translating take seconds for each graph, so few are made: between them they hold every
-kind of sub-module and head. AOTInductor compiles the step here; its parallel graph takes a minute
-or two and runs where SMA_SLOW=1 is set.
+kind of sub-module and head. What AOTInductor compiles takes minutes and runs where SMA_SLOW=1 is set.
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ import pytest
 import torch
 from experiments.onnx_stepper import OnnxStepper
 from tests.core.models import POOL, random_inputs, small_config, small_model
+from tests.slow import slow
 from tests.tolerances import TOLERANCES, assert_close
 from torch import Tensor
 
@@ -271,18 +270,8 @@ def test_torch_package(graph: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (which("g++") or which("clang++")), reason="there is no C++ compiler")
-@pytest.mark.parametrize(
-    "graph",
-    [
-        "step",
-        pytest.param(
-            "parallel",
-            marks=pytest.mark.skipif(
-                os.environ.get("SMA_SLOW") != "1", reason="compiles for a minute: set SMA_SLOW=1"
-            ),
-        ),
-    ],
-)
+@slow
+@pytest.mark.parametrize("graph", ["step", "parallel"])
 def test_compiled_package(graph: Any, tmp_path: Path) -> None:
     model = small_model(ROWWISE, dtype=torch.float32)
     path = tmp_path / "model.pt2"

@@ -18,6 +18,7 @@ from jaxtyping import config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.core.models import random_inputs, small_config, small_model
+from tests.slow import slow
 from tests.tolerances import assert_close
 from torch import Tensor
 
@@ -291,6 +292,7 @@ def test_states_may_be_narrower_than_the_model() -> None:
         wide.admit(["b"], fleet.select(["a"]))
 
 
+@slow
 def test_a_hundred_thousand_steps_equal_one_pass(tmp_path: Path, unchecked_types: None) -> None:
     """In float32; the ring wraps 223 times, others come and go, the fleet is saved and loaded."""
     model = small_model(

@@ -1,5 +1,6 @@
 """What a study will cost, before it starts; and that the shipped ones say so."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ from sma_eval.estimate import CostEstimate, estimate_cost
 from sma_eval.resources import Resources
 
 STUDIES = Path(__file__).parents[2] / "experiments" / "studies"
+# The others need a data set that a pilot has prepared.
+GENERATED = [
+    file
+    for file in sorted(STUDIES.glob("*.toml"))
+    if tomllib.loads(file.read_text())["task"]["kind"] != "prepared"
+]
 
 
 @pytest.fixture
@@ -125,7 +132,7 @@ def test_durations_are_said_in_their_unit(seconds: float, text: str) -> None:
 
 
 @pytest.mark.usefixtures("one_second")
-@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", GENERATED, ids=lambda file: file.stem)
 def test_a_dry_run_of_a_shipped_study_starts_nothing(
     file: Path,
     tmp_path: Path,

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from tests.eval.studies import study_text
+from tests.slow import slow
 
 from sma_eval.experiment import Outcome
 
 pytestmark = [
-    pytest.mark.skipif(os.environ.get("SMA_SLOW") != "1", reason="takes minutes: set SMA_SLOW=1"),
+    slow,
     pytest.mark.skipif(
         importlib.util.find_spec("aiohttp_cors") is None, reason="needs ray[default]"
     ),

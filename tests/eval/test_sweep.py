@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tests.eval.studies import MLFLOW_WARNING, study_text, tiny_study
+from tests.slow import slow
 from tests.tolerances import TOLERANCES
 
 from sma_core.checkpoint import load_checkpoint
@@ -243,6 +244,7 @@ def test_the_best_checkpoint_is_exported(done: Outcome, tmp_path: Path) -> None:
     assert experiment.export_best(done.folder.path, tmp_path / "arm", arm=arm).arm == arm
 
 
+@slow
 def test_a_node_that_dies_changes_no_figure(
     done: Outcome,
     lose_node: Callable[[int], None],
@@ -283,6 +285,7 @@ def test_a_node_that_dies_changes_no_figure(
     }
 
 
+@slow
 def test_two_processes_train_a_trial_as_one_does(tmp_path: Path, store: str) -> None:
     study = tiny_study(seeds="seeds = [0]", max_concurrent="processes = 2\nmax_concurrent = 1")
     together = run(study, tmp_path / "together", store=store)
@@ -309,6 +312,7 @@ def test_two_processes_train_a_trial_as_one_does(tmp_path: Path, store: str) -> 
     assert not list((tmp_path / "together" / "ray").rglob("work-*"))
 
 
+@slow
 def test_a_trial_that_ray_stops_is_stopped(tmp_path: Path, store: str) -> None:
     text = study_text(
         metric='metric = "loss"',

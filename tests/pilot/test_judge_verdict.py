@@ -175,7 +175,7 @@ def test_every_event_on_one_entity_is_judged_as_any():
     caught = np.ones(events, bool)
     arms = dict.fromkeys(("incumbent", "incumbent_again", "candidate"), caught)
     assert judge(make_measurements(fleet_scores(arms, **one_machine)), make_plan()).verdict == "go"
-    arms["candidate"] = np.arange(events) % 2 == 0
+    arms["candidate"] = np.random.default_rng(0).random(events) < 0.5
     lost = judge(make_measurements(fleet_scores(arms, **one_machine)), make_plan())
     assert lost.verdict == "no-go"
 

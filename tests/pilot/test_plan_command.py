@@ -150,9 +150,9 @@ def test_no_event_and_too_few_are_never_within_reach(tmp_path):
 
 def test_what_cannot_be_planned_is_refused(tmp_path):
     with pytest.raises(PlanError, match="headline"):
-        plan_pilot(make_plan(quality={"headline": "average_precision"}), tmp_path, quiet)
+        plan_pilot(fleet_plan(quality={"headline": "average_precision"}), tmp_path, quiet)
     with pytest.raises(PlanError, match="--power"):
-        plan_pilot(make_plan(), tmp_path, quiet, power=1.0)
+        plan_pilot(fleet_plan(), tmp_path, quiet, power=1.0)
 
 
 def test_a_limit_over_the_incumbents_recall_is_no_limit():

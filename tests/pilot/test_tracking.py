@@ -122,7 +122,9 @@ def test_comparisons_are_the_pilots_and_figures_the_arms(store: Store) -> None:
     own = {
         name: value for name, value in store.pilot("go").data.metrics.items() if name[:3] != "kpi"
     }
-    assert own == {kpi.name: kpi.value for kpi in result.kpis if kpi.arm is None}
+    assert own == {
+        kpi.name: kpi.value for kpi in result.kpis if kpi.arm is None and kpi.value is not None
+    }
     for arm, run in arms.items():
         assert run.info.status == "FINISHED"
         figures = [kpi for kpi in result.kpis if kpi.arm == arm and kpi.value is not None]

@@ -262,11 +262,12 @@ def recall_loss(
 
     # Each design effect with the number of groups that it was taken from.
     opinions = [(design_effect(float(finite.var()) if finite.size else 0.0), blocks)]
-    if not few:
-        between = stretch_variance(left_out)
+    between = stretch_variance(left_out)
+    if not math.isfinite(between):
         # Without some stretch no event is left: all of the evidence is one stretch.
-        effect = design_effect(between) if math.isfinite(between) else float(events)
-        opinions.append((effect, left_out.size))
+        opinions.append((float(events), left_out.size))
+    elif not few:
+        opinions.append((design_effect(between), left_out.size))
 
     def upper(lost: int, won: int) -> float:
         return max(
