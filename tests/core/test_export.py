@@ -1,7 +1,8 @@
 """Exported graphs equal the model for any batch, length and activation, and refuse to lie.
 
 Tracing and translating take seconds for each graph, so few are made: between them they hold every
-kind of sub-module and head. What AOTInductor compiles takes minutes and runs where SMA_SLOW=1 is set.
+kind of sub-module and head. What AOTInductor compiles takes minutes, and runs where SMA_SLOW=1 is
+set.
 """
 
 import json
