@@ -190,13 +190,10 @@ def test_the_host_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     layer(x, position, valid)
 
 
+@slow
 @pytest.mark.parametrize(
     ("layout", "backend"),
-    [
-        pytest.param("capacity", "aot_eager", marks=slow),
-        pytest.param("packed", "aot_eager", marks=slow),
-        ("capacity", "inductor"),
-    ],
+    [("capacity", "aot_eager"), ("packed", "aot_eager"), ("capacity", "inductor")],
 )
 def test_compiled(layout: str, backend: str) -> None:
     if backend == "inductor" and not (shutil.which("c++") or shutil.which("g++")):

@@ -153,6 +153,7 @@ def test_parallel(parallel: Exported, lengths: list[int]) -> None:
     check_parallel(parallel.model, parallel.path, lengths)
 
 
+@slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_configurations(name: str, tmp_path: Path) -> None:
     exported = export(tmp_path, OTHERS[name], "parallel")

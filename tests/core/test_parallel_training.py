@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.core.parallel_program import BRIEF, LAUNCHES, STEERED
 from tests.core.parallel_runs import ALIKE, ENVIRONMENT, ROOT, assert_alike, errors, exits, launch
 from tests.core.tasks import SHORT, marker_dataset, sine_dataset, small_sma, small_transformer
+from tests.slow import slow
 from tests.tolerances import TOLERANCES
 from torch import distributed
 
@@ -98,6 +99,7 @@ def test_a_rank_that_is_killed_ends_the_others(launched: Path) -> None:
 
 
 @needs_gloo
+@slow
 def test_ctrl_c_under_torchrun_leaves_a_run_to_take_up(data: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     program = ["-m", "tests.core.parallel_program", "rank", "interrupt"]

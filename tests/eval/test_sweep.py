@@ -354,6 +354,7 @@ main()
 """
 
 
+@slow
 def test_a_study_survives_ctrl_c_and_kill(
     done: Outcome,
     tmp_path: Path,
@@ -421,6 +422,7 @@ def test_a_study_survives_ctrl_c_and_kill(
         assert (one.data.tags.get("sma.status") == "finished") == (100 in steps)
 
 
+@slow
 def test_a_failed_trial_that_finishes_at_last_has_no_reason_left(
     done: Outcome, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

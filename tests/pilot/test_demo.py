@@ -12,6 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 from tests.pilot.demo_cases import SMALL_DAYS, demo_plan, small_demo_plan, small_demo_toml
 from tests.pilot.replay_cases import quiet
+from tests.slow import slow
 from typer.testing import CliRunner
 
 import sma_pilot.demo
@@ -118,6 +119,7 @@ def test_the_report_shows_routing_where_an_alarm_is_due(undisturbed: tuple[RunFo
     assert "its horizon" in page
 
 
+@slow
 def test_killed_in_a_fit_it_goes_on_to_the_same_scores(
     data: Path, undisturbed: tuple[RunFolder, Result], tmp_path: Path
 ):

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.pilot.fabricated_run import make_run
+from tests.slow import slow
 from typer.testing import CliRunner
 
 from sma_pilot import cli, ui
@@ -76,6 +77,7 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     return False
 
 
+@slow
 def test_it_serves_on_loopback_and_ends_without_a_trace(
     out: Path,
     port: int,
