@@ -25,6 +25,7 @@ from tests.pilot.replay_cases import (
     make_plan,
     quiet,
 )
+from tests.slow import slow
 from tests.tolerances import TOLERANCES
 
 from sma_core.dataset import PreparedDataset
@@ -484,8 +485,9 @@ def real_plan(task: str = "forecast_anomaly", incumbent: str = "dense_twin", **f
     )
 
 
-@pytest.mark.parametrize("task", ["forecast_anomaly", "alarm"])
-@pytest.mark.parametrize("incumbent", ["dense_twin", "transformer"])
+@pytest.mark.parametrize(
+    ("task", "incumbent"), [("forecast_anomaly", "dense_twin"), ("alarm", "transformer")]
+)
 def test_real_arms_stream_as_they_score_and_the_incumbent_equals_itself(
     tmp_path, dataset, task, incumbent
 ):
@@ -599,6 +601,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return root
 
 
+@slow
 def test_a_killed_replay_goes_on_and_ends_the_same(undisturbed):
     root = undisturbed
     command = [sys.executable, "-c", CHILD, str(root)]
