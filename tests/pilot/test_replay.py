@@ -31,8 +31,9 @@ from tests.tolerances import TOLERANCES
 from sma_core.dataset import PreparedDataset
 from sma_pilot.arms import fit_arms
 from sma_pilot.errors import RunError
+from sma_pilot.replay.legs import legs_of
 from sma_pilot.replay.measurements_io import load_measurements
-from sma_pilot.replay.runner import legs_of, replay
+from sma_pilot.replay.runner import replay
 from sma_pilot.replay.stream import choose_stream
 from sma_pilot.replay.timeline import Lane, Timeline
 
