@@ -33,9 +33,19 @@ class Comparison:
     losses: Mapping[str, Estimate]
     """By how much the challenger is worse, in each resampled metric that both arms have."""
     lost_events: int | None = None
-    """Caught by the reference only."""
+    """Caught, or told rightly, by the reference only."""
     won_events: int | None = None
-    """Caught by the challenger only."""
+    """By the challenger only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitsLeftOut:
+    """Judged units that are neither right nor wrong."""
+
+    unlabelled: int
+    """Without a class."""
+    unseen: int
+    """Of a class that training has not: no arm could have told it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +70,10 @@ class Quality:
     false_alarm_difference: float | None
     """Candidate minus incumbent, a day and entity."""
     false_alarm_difference_interval: Interval | None
+    units_left_out: UnitsLeftOut | None = None
+    """None where no classes are told."""
+    classes: tuple[str, ...] = ()
+    """Names of those that are."""
 
     @property
     def blocks(self) -> int:
@@ -108,6 +122,13 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
         ),
         false_alarm_difference=difference,
         false_alarm_difference_interval=interval,
+        units_left_out=UnitsLeftOut(
+            unlabelled=int((scene.rows.label < 0).sum()),
+            unseen=int((scene.rows.label >= len(scene.rows.classes)).sum()),
+        )
+        if plan.task.by_class
+        else None,
+        classes=scene.rows.classes,
     )
 
 
@@ -119,7 +140,7 @@ def _statistics(arms: Mapping[str, ArmQuality], scene: Scene, plan: Plan) -> dic
         for name, metric in quality.row_metrics.items():
             if name in bounded_metrics(plan):
                 statistics[f"{arm}/{name}"] = metric
-        if quality.caught is not None and event_bins.size:
+        if quality.caught is not None and event_bins.size and EVENT_RECALL in quality.values:
             statistics[f"{arm}/{EVENT_RECALL}"] = _share(event_bins, quality.caught)
         if quality.alarm_bins is not None and quality.false_alarms_per_day is not None:
             statistics[f"{arm}/{FALSE_ALARMS}"] = _rate(quality.alarm_bins, quality.exposure_of_bin)
@@ -200,7 +221,8 @@ def _compare(
         if one.caught is None or other.caught is None or metric != EVENT_RECALL:
             losses[metric] = metric_loss(loss, drawn, without, **evidence)
             continue
+        losses[metric] = recall_loss(one.caught, other.caught, drawn, without, **evidence)
+    if losses and one.caught is not None and other.caught is not None:
         lost = int((one.caught & ~other.caught).sum())
         won = int((other.caught & ~one.caught).sum())
-        losses[metric] = recall_loss(one.caught, other.caught, drawn, without, **evidence)
     return Comparison(losses=losses, lost_events=lost, won_events=won)

@@ -23,6 +23,8 @@ class Columns:
     label: str | None
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
+    by_class: bool = False
+    """Whether the label is a class and not an event."""
 
 
 def resolve_columns(log: LogSource, files: Sequence[LogFile]) -> Columns:
@@ -61,7 +63,8 @@ def resolve_columns(log: LogSource, files: Sequence[LogFile]) -> Columns:
 
 def _resolve(log: LogSource, file: LogFile) -> Columns:
     names = list(file.dtypes)
-    roles = {"time": log.time, "entity": log.entity, "label": log.label}
+    answer, label = log.answer
+    roles = {"time": log.time, "entity": log.entity, answer: label}
     for role, column in roles.items():
         if column is not None and column not in file.dtypes:
             raise LogError(f"{file.name}: log.{role}: no column {column!r}; {_hint(column, names)}")
@@ -96,9 +99,10 @@ def _resolve(log: LogSource, file: LogFile) -> Columns:
     return Columns(
         time=log.time,
         entity=log.entity,
-        label=log.label,
+        label=label,
         numeric=tuple(name for name in names if claims.get(name) == "log.numeric"),
         categorical=tuple(name for name in names if claims.get(name) == "log.categorical"),
+        by_class=log.class_label is not None,
     )
 
 

@@ -127,6 +127,7 @@ def collect_facts(
     horizon: timedelta | None,
     on_progress: OnProgress | None = None,
     partition_bytes: int = PARTITION_BYTES,
+    window: timedelta | None = None,
 ) -> LogFacts:
     """Read a log twice in order and return what it tells, in bounded memory.
 
@@ -142,6 +143,8 @@ def collect_facts(
         Told the rows done by stage.
     partition_bytes : int
         Memory aimed at for one partition of the external sort.
+    window : timedelta, optional
+        Of the task that tells classes.
 
     Raises
     ------
@@ -153,7 +156,7 @@ def collect_facts(
     max_gap = nanoseconds(log.max_gap)
     with stage(log, reader, None, on_progress, partition_bytes) as staged:
         tally, steps, repeats = (
-            Tally(len(staged.entities), reader.columns),
+            Tally(len(staged.entities), reader.columns, window),
             StepTaker(),
             RepeatTaker(),
         )
@@ -223,8 +226,9 @@ class _SecondPass:
 
     def add(self, block: Block) -> None:
         inside = block.slices < OUTSIDE
-        truth = np.where(block.label >= EVENT, 1, np.where(block.label == NORMAL, 0, UNKNOWN))
-        self.by_label.add(block, np.where(inside, truth, UNKNOWN).astype(np.int32))
+        if self._tally.units is None:
+            truth = np.where(block.label >= EVENT, 1, np.where(block.label == NORMAL, 0, UNKNOWN))
+            self.by_label.add(block, np.where(inside, truth, UNKNOWN).astype(np.int32))
         if self._horizon is not None:
             target = self._tally.events.target(block, self._borders, self._horizon)
             target = np.where(inside, target, UNKNOWN).astype(np.int32)

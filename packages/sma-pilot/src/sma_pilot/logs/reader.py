@@ -88,7 +88,8 @@ class LogReader:
         """
         if "survey" in vars(self):
             return self.survey
-        taker = SurveyTaker(has_label=self.columns.label is not None)
+        columns = self.columns
+        taker = SurveyTaker(has_label=columns.label is not None, by_class=columns.by_class)
         for index, file in enumerate(self.files):
             keys = file.scan().select(
                 self._time(index).alias(TIME),
@@ -181,7 +182,11 @@ class LogReader:
 
     def _label(self, index: int) -> pl.Expr:
         column = self.columns.label
-        return pl.lit(None, pl.String) if column is None else word(self.files[index], column)
+        if column is None:
+            return pl.lit(None, pl.String)
+        text = word(self.files[index], column)
+        # A whole number that one file writes as 2 and another as 2.0 is one class.
+        return text.str.replace(r"^(-?\d+)\.0+$", "${1}") if self.columns.by_class else text
 
 
 def stream(file: LogFile, frame: pl.LazyFrame, row_bytes: int) -> Iterator[pl.DataFrame]:

@@ -6,7 +6,14 @@ import polars as pl
 
 from sma_pilot.errors import LogError
 from sma_pilot.logs.files import LogFile
-from sma_pilot.logs.labels import LabelCoding, code_of, decide_coding, why_no_label
+from sma_pilot.logs.labels import (
+    MAX_CLASSES,
+    LabelCoding,
+    class_coding,
+    code_of,
+    decide_coding,
+    why_no_label,
+)
 
 TIME, ENTITY, LABEL, ORDER = "time", "entity", "label", "row"
 
@@ -66,11 +73,14 @@ class SurveyTaker:
     ----------
     has_label : bool
         Whether the log has a label column.
+    by_class : bool
+        Whether its values are classes.
     """
 
-    def __init__(self, *, has_label: bool) -> None:
+    def __init__(self, *, has_label: bool, by_class: bool = False) -> None:
         self._survey = Survey()
         self._has_label = has_label
+        self._by_class = by_class
         self._labels: set[str] = set()
         self._spans: pl.DataFrame | None = None
         self._newest: pl.DataFrame | None = None  # of each entity, in this file so far
@@ -84,7 +94,8 @@ class SurveyTaker:
     def survey(self) -> Survey:
         """What is known by now."""
         if self._has_label:
-            self._survey.coding = decide_coding(self._labels)
+            decide = class_coding if self._by_class else decide_coding
+            self._survey.coding = decide(self._labels)
         if self._spans is not None:
             self._survey.entities = {
                 name: EntitySpan(rows, first, last)
@@ -116,10 +127,17 @@ class SurveyTaker:
         """Collect the label's values, as text; refuse one that means nothing."""
         new = set(batch[LABEL].drop_nulls().unique()) - self._labels
         for value in sorted(new):
+            if self._by_class:
+                break
             if code_of(value) is None:
                 row = batch.filter(pl.col(LABEL) == value)[ORDER][0]
                 raise LogError(f"{file.place(column, row)} {why_no_label(value)}")
         self._labels |= new
+        if self._by_class and len(self._labels) > MAX_CLASSES:
+            raise LogError(
+                f"{file.name}: column {column!r} has more than {MAX_CLASSES} distinct values, so "
+                "it names rows rather than classes; name another one in log.class_label"
+            )
 
 
 def _late_rows(rows: pl.DataFrame, newest: pl.DataFrame | None) -> int:

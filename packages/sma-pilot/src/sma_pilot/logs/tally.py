@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sma_pilot.logs.events import EventIndex
 from sma_pilot.logs.labels import EVENT, UNKNOWN
 from sma_pilot.logs.scaling import Moments
 from sma_pilot.logs.slices import OUTSIDE, SLICES
+from sma_pilot.logs.units import UnitClasses
 
 MAX_VOCABULARY = 1024
 MAX_WORDS = 100_000
@@ -47,9 +49,11 @@ class Tally:
         Entities of the log.
     columns : Columns
         Its channels.
+    window : timedelta, optional
+        Of units that have a class; see `UnitClasses`.
     """
 
-    def __init__(self, entities: int, columns: Columns) -> None:
+    def __init__(self, entities: int, columns: Columns, window: timedelta | None = None) -> None:
         numeric = len(columns.numeric)
         self._columns = columns
         self.slices = [SliceCounts() for _ in SLICES]
@@ -60,6 +64,8 @@ class Tally:
         self.slice_moments = [Moments(numeric) for _ in SLICES]
         self.words: list[Counter[str]] = [Counter() for _ in columns.categorical]
         self.events = EventIndex()
+        self.units = UnitClasses(window) if columns.by_class else None
+        """None for a log whose labels are events."""
 
     def add(self, block: Block) -> None:
         """Add the next block in order.
@@ -69,7 +75,10 @@ class Tally:
         LogError
             When a categorical channel has more than `MAX_WORDS` values.
         """
-        self.events.add(block)
+        if self.units is None:
+            self.events.add(block)
+        else:
+            self.units.add(block)
         self.unusable += block.unusable
         self.outside += int((block.slices == OUTSIDE).sum())
         self.gaps += int((block.gaps & (block.slices < OUTSIDE)).sum())
@@ -80,8 +89,9 @@ class Tally:
             counts.rows += int(mine.sum())
             counts.sequences += int((mine & block.starts).sum())
             counts.labelled += int((block.label[mine] != UNKNOWN).sum())
-            counts.event_rows += int((block.label[mine] >= EVENT).sum())
-            counts.events = self.events.events[number]
+            if self.units is None:
+                counts.event_rows += int((block.label[mine] >= EVENT).sum())
+                counts.events = self.events.events[number]
             moments = Moments(len(self.unusable))
             moments.add(block.numeric[mine])
             self.slice_moments[number].merge(moments)

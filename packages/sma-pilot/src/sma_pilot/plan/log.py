@@ -29,6 +29,8 @@ class LogSource(Section):
     """Column that names the machine; None for a log of one machine."""
     label: str | None = None
     """Column that marks an anomaly or failure (0 or null: none); for judging, and for `alarm`."""
+    class_label: str | None = None
+    """Column of the class, a word or a whole number (empty: nobody knows); for `classification`."""
     numeric: tuple[str, ...] = ()
     """Numeric columns, by name or glob pattern."""
     categorical: tuple[str, ...] = ()
@@ -42,6 +44,13 @@ class LogSource(Section):
     all, each a nanosecond after the one before."""
     scaling: Literal["per_entity", "global"] = "per_entity"
     """Whether centre and scale (of training rows) are taken for each entity or for all."""
+
+    @property
+    def answer(self) -> tuple[str, str | None]:
+        """The field that names the column of the truth, and that column."""
+        if self.class_label is not None:
+            return "class_label", self.class_label
+        return "label", self.label
 
 
 class Slices(Section):

@@ -93,6 +93,7 @@ def describe_dataset(card: DatasetCard, entities: tuple[str, ...]) -> dict[str, 
         "numeric": len(card.numeric),
         "categorical": len(card.categorical),
         "entities": list(entities),
+        "classes": list(card.classes),
         "slices": {name: asdict(split) for name, split in card.splits.items()},
     }
 

@@ -116,6 +116,7 @@ class _Recorder:
             judged = np.arange(count) >= first_judged
             # Rows between the two only lead to where judging begins.
             counted = judged | (np.arange(count) < validation)
+            told = {} if scores.classes is None else _told(scores.classes[i], rows.label)
             self._scores.add(
                 pl.DataFrame(
                     {
@@ -123,6 +124,7 @@ class _Recorder:
                         "label": rows.label.numpy(),
                         "score": scores.score[i].numpy(),
                         "judged": judged,
+                        **told,
                     }
                 )
                 .filter(counted)
@@ -136,6 +138,7 @@ class _Recorder:
                     time="time",
                     label="label",
                     score="score",
+                    **{name: name for name in told},
                 )
             )
             if active is None or confidence is None or not judged.any():
@@ -180,6 +183,22 @@ class _Recorder:
             "activation_rate": float(rates.mean()),
             "submodule_rates": dict(zip(names, rates.ravel().tolist(), strict=True)),
         }
+
+
+def _told(probability: torch.Tensor, label: torch.Tensor) -> dict[str, NDArray[Any]]:
+    """Return the class told in each row, and how far its probabilities [T, K] are from the truth.
+
+    The squared error is the row's term of the Brier score over classes; NaN where the label [T] is
+    none of them.
+    """
+    classes = probability.shape[1]
+    known = (label >= 0) & (label < classes)
+    of_truth = probability.gather(1, torch.where(known, label, 0).long()[:, None])[:, 0]
+    error = probability.double().square().sum(1) - 2.0 * of_truth.double() + 1.0
+    return {
+        "predicted": probability.argmax(1).int().numpy(),
+        "squared_error": torch.where(known, error, torch.nan).float().numpy(),
+    }
 
 
 def _by_row(layers: list[torch.Tensor]) -> NDArray[Any] | None:
