@@ -100,7 +100,13 @@ def test_metrics_are_those_of_the_books_and_their_derivatives(data):
     recall = [np.mean(predicted[label == k] == k) for k in range(classes) if (label == k).any()]
     assert balanced(once) == pytest.approx(np.mean(recall), rel=CLOSE)
     seen = sorted({*label.tolist(), *predicted.tolist()})
-    score = f1_score(label, predicted, labels=seen, average="macro", zero_division=0)
+    score = f1_score(
+        label,
+        predicted,
+        labels=seen,
+        average="macro",
+        zero_division=0,  # pyright: ignore[reportArgumentType]
+    )
     assert macro(once) == pytest.approx(score, rel=CLOSE)
     for metric in (balanced, macro):
         added = metric.contributions(6)
@@ -180,6 +186,18 @@ def test_the_loss_and_what_differs_by_hand():
     assert table is not None
     assert table[2].tolist() == [5, 0, counts[2] - 5]
     assert MACRO_F1 in other.values
+
+
+def test_arms_that_agree_are_bounded_by_the_rarest_class():
+    label = np.repeat([0, 1, 0, 1, 0, 2, 0, 1, 2, 0, 1, 0], 20)
+    rows = units(label, incumbent=label, candidate=label)
+    quality = measure_quality(rows, rows, make_plan(quality={"block": "1h"}))
+    # Two runs of class 2, as if there were two of each: 1 - 0.05^(1/6). Of all twelve: 0.22.
+    left_out = quality.units_left_out
+    assert left_out is not None
+    assert (left_out.runs_of_rarest, quality.incidents) == (2, 12)
+    assert quality.candidate.losses[BALANCED_ACCURACY].high == pytest.approx(1 - 0.05 ** (1 / 6))
+    assert quality.candidate.losses[ACCURACY].high == pytest.approx(1 - 0.05 ** (1 / 12))
 
 
 def test_a_slice_without_a_known_class_is_inconclusive():

@@ -29,6 +29,10 @@ def unit_counts(quality: Quality, plan: Plan) -> dict[str, tuple[int | None, str
             quality.incidents,
             f"Runs of {units} of one class; those that start together count as one.",
         ),
+        "runs_of_rarest_class": (
+            None if left_out is None else left_out.runs_of_rarest,
+            "Bounds of a mean over classes count as if all had as few.",
+        ),
         "right_to_wrong": (quality.candidate.lost_events, "Told rightly by the incumbent only."),
         "wrong_to_right": (quality.candidate.won_events, "Told rightly by the candidate only."),
         "blocks": (quality.blocks, "Stretches of time that are taken as independent."),

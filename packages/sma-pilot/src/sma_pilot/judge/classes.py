@@ -1,6 +1,7 @@
 """What is judged where classes are told: units, each right or wrong as events are caught or not."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,34 @@ from sma_pilot.judge.means import MeanOfRows
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, AlignedSlice
 from sma_pilot.judge.metrics import ACCURACY, BALANCED_ACCURACY, BRIER, MACRO_F1, RowMetric
 
-Runs = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Runs:
+    """Runs of units of one entity and one class.
+
+    What is told wrongly at one window of a run tends to be so at the next: a run is for units what
+    an event is for rows.
+
+    Attributes
+    ----------
+    start, lasts : int64 [R]
+        ns.
+    label : int32 [R]
+    """
+
+    start: NDArray[np.int64]
+    lasts: NDArray[np.int64]
+    label: NDArray[np.int32]
+
+    def of_rarest(self, merge_ns: int) -> int:
+        """Return how many runs the rarest class has, those that start together counted as one."""
+        counts = [apart(self.start[self.label == k], merge_ns) for k in np.unique(self.label)]
+        return min(counts, default=0)
+
+
+def apart(start: NDArray[np.int64], merge_ns: int) -> int:
+    """Count what starts at least `merge_ns` after the one before."""
+    return int((np.diff(np.sort(start)) >= merge_ns).sum()) + 1 if start.size else 0
 
 
 def units_as_events(units: AlignedSlice) -> tuple[Events, NDArray[np.int8]]:
@@ -34,17 +62,13 @@ def units_as_events(units: AlignedSlice) -> tuple[Events, NDArray[np.int8]]:
 
 
 def runs_of_classes(units: AlignedSlice, events: Events) -> Runs:
-    """Return when each run of units of one entity and class starts, and how long it lasts, ns.
-
-    What is told wrongly at one window of a run tends to be so at the next: a run is for units what
-    an event is for rows.
-    """
+    """Find the runs of the units that count."""
     rows = events.start
     entity, label, time = units.entity[rows], units.label[rows], units.time[rows]
     new = (np.diff(entity, prepend=-1) != 0) | (np.diff(label, prepend=-1) != 0)
     first = np.flatnonzero(new)
     last = np.append(first[1:], rows.size)[: first.size] - 1
-    return time[first], time[last] - time[first]
+    return Runs(start=time[first], lasts=time[last] - time[first], label=label[first])
 
 
 def measure_classes(

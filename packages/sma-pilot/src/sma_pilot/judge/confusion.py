@@ -51,6 +51,11 @@ class Confusion:
         counts = np.bincount(self._place, bin_weights[self._bins], minlength=size)
         return counts.astype(np.float64).reshape(self._classes, self._classes)
 
+    @property
+    def judged_classes(self) -> int:
+        """Number of classes that a unit truly has."""
+        return np.unique(self._label).size
+
     def __call__(self, bin_weights: NDArray[np.float64]) -> float:
         """Return the metric; NaN when no unit has weight."""
         value, there = self._by_class(self.table(bin_weights))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sma_pilot.judge.confusion import Confusion
 from sma_pilot.judge.measurements import BASELINE, CANDIDATE, INCUMBENT, AlignedSlice
 from sma_pilot.judge.metrics import EVENT_RECALL, bounded_metrics, loss_of
 from sma_pilot.judge.scene import FALSE_ALARMS, ArmQuality, Interval, Scene, set_thresholds
@@ -46,6 +47,8 @@ class UnitsLeftOut:
     """Without a class."""
     unseen: int
     """Of a class that training has not: no arm could have told it."""
+    runs_of_rarest: int
+    """Runs of the judged class that has the fewest."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,8 +107,18 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
         interval = percentile_bounds(drawn, alpha) if np.ptp(drawn) > 0 else None
 
     def compare(reference: str, challenger: str) -> Comparison:
-        evidence = {"incidents": scene.incidents, "blocks": scene.bins // block, "alpha": alpha}
-        return _compare(reference, challenger, arms, samples, left_out, plan, **evidence)
+        return _compare(
+            reference,
+            challenger,
+            arms,
+            samples,
+            left_out,
+            plan,
+            incidents=scene.incidents,
+            rarest=scene.runs_of_rarest,
+            blocks=scene.bins // block,
+            alpha=alpha,
+        )
 
     return Quality(
         arms=arms,
@@ -125,6 +138,7 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
         units_left_out=UnitsLeftOut(
             unlabelled=int((scene.rows.label < 0).sum()),
             unseen=int((scene.rows.label >= len(scene.rows.classes)).sum()),
+            runs_of_rarest=scene.runs_of_rarest,
         )
         if plan.task.by_class
         else None,
@@ -204,6 +218,8 @@ def _compare(
     samples: Mapping[str, NDArray[np.float64]],
     left_out: Mapping[str, NDArray[np.float64]],
     plan: Plan,
+    incidents: int,
+    rarest: int,
     **evidence: Any,
 ) -> Comparison:
     one, other = arms[reference], arms[challenger]
@@ -213,15 +229,22 @@ def _compare(
         if metric not in one.values or metric not in other.values:
             continue
         loss = loss_of(metric, one.values[metric], other.values[metric])
+        # A mean over classes rests on each of them: as if all had as few runs as the rarest.
+        classes = arms[reference].row_metrics.get(metric)
+        counted = incidents
+        if isinstance(classes, Confusion):
+            counted = min(incidents, rarest * classes.judged_classes)
         sign = loss_of(metric, 1.0, 0.0)
         drawn, without = (
             sign * (values[f"{reference}/{metric}"] - values[f"{challenger}/{metric}"])
             for values in (samples, left_out)
         )
         if one.caught is None or other.caught is None or metric != EVENT_RECALL:
-            losses[metric] = metric_loss(loss, drawn, without, **evidence)
+            losses[metric] = metric_loss(loss, drawn, without, incidents=counted, **evidence)
             continue
-        losses[metric] = recall_loss(one.caught, other.caught, drawn, without, **evidence)
+        losses[metric] = recall_loss(
+            one.caught, other.caught, drawn, without, incidents=incidents, **evidence
+        )
     if losses and one.caught is not None and other.caught is not None:
         lost = int((one.caught & ~other.caught).sum())
         won = int((other.caught & ~one.caught).sum())

@@ -224,6 +224,8 @@ def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
     )
     for name, (value, note) in counts.items():
         unit = name if name in ("blocks", "incidents") else plan.task.units
+        if name == "runs_of_rarest_class":
+            unit = "incidents"
         findings.inform(Kpi(name=f"quality/{name}", value=value, unit=unit, note=note))
     _discordance(quality, plan, findings)
     findings.inform(

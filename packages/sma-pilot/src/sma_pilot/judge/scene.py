@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sma_pilot.judge.alarms import Threshold, choose_threshold, episode_starts
 from sma_pilot.judge.calibration import Reliability
-from sma_pilot.judge.classes import measure_classes, runs_of_classes, units_as_events
+from sma_pilot.judge.classes import apart, measure_classes, runs_of_classes, units_as_events
 from sma_pilot.judge.events import (
     DAY_NS,
     NORMAL,
@@ -129,6 +129,8 @@ class Scene:
     events: Events
     events_left_out: int
     incidents: int
+    runs_of_rarest: int
+    """Of the class that has the fewest; 0 where no classes are told."""
     exposure: NDArray[np.int64]
     bin_of_row: NDArray[np.int64]
     bins: int
@@ -153,10 +155,11 @@ class Scene:
         bin_of_row, bins = time_bins(rows.time, nanoseconds(plan.step))
         step = nanoseconds(plan.step)
         starts, lasts = events.start_time, rows.time[events.stop - 1] - events.start_time
-        if plan.task.by_class:
-            starts, lasts = runs_of_classes(rows, events)
-        starts = np.sort(starts)
         merge = nanoseconds(plan.quality.alarm_merge or plan.log.period)
+        rarest = 0
+        if plan.task.by_class:
+            runs = runs_of_classes(rows, events)
+            starts, lasts, rarest = runs.start, runs.lasts, runs.of_rarest(merge)
         share = TYPICAL_RUN_QUANTILE if plan.task.by_class else TYPICAL_EVENT_QUANTILE
         typical = int(np.quantile(lasts + step, share, method="higher")) if lasts.size else step
         return cls(
@@ -165,7 +168,8 @@ class Scene:
             kinds=kinds,
             events=events,
             events_left_out=found.count - events.count,
-            incidents=int((np.diff(starts) >= merge).sum()) + 1 if starts.size else 0,
+            incidents=apart(starts, merge),
+            runs_of_rarest=rarest,
             exposure=exposure,
             bin_of_row=bin_of_row,
             bins=bins,

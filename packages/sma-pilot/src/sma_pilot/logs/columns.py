@@ -25,6 +25,8 @@ class Columns:
     categorical: tuple[str, ...]
     by_class: bool = False
     """Whether the label is a class and not an event."""
+    text: str | None = None
+    """Column of free text, whose templates are the last categorical channel."""
 
 
 def resolve_columns(log: LogSource, files: Sequence[LogFile]) -> Columns:
@@ -64,7 +66,8 @@ def resolve_columns(log: LogSource, files: Sequence[LogFile]) -> Columns:
 def _resolve(log: LogSource, file: LogFile) -> Columns:
     names = list(file.dtypes)
     answer, label = log.answer
-    roles = {"time": log.time, "entity": log.entity, answer: label}
+    text = None if log.text is None else log.text.column
+    roles = {"time": log.time, "entity": log.entity, answer: label, "text.column": text}
     for role, column in roles.items():
         if column is not None and column not in file.dtypes:
             raise LogError(f"{file.name}: log.{role}: no column {column!r}; {_hint(column, names)}")
@@ -96,13 +99,22 @@ def _resolve(log: LogSource, file: LogFile) -> Columns:
             claims |= {name: claims.get(name, part) for name in matches}
             free = [name for name in free if name not in claims]
     _check_types(claims, file.dtypes, file.name)
+    if text is not None and file.dtypes[text] != pl.String:
+        raise LogError(
+            f"{file.name}: log.text.column: column {text!r} holds {file.dtypes[text]} values, and "
+            "no text; name another one"
+        )
     return Columns(
         time=log.time,
         entity=log.entity,
         label=label,
         numeric=tuple(name for name in names if claims.get(name) == "log.numeric"),
-        categorical=tuple(name for name in names if claims.get(name) == "log.categorical"),
+        categorical=(
+            *(name for name in names if claims.get(name) == "log.categorical"),
+            *([] if text is None else [text]),
+        ),
         by_class=log.class_label is not None,
+        text=text,
     )
 
 

@@ -16,6 +16,7 @@ from sma_pilot.logs.reader import LogReader
 from sma_pilot.logs.slices import OUTSIDE, SLICES, Borders, nanoseconds
 from sma_pilot.logs.staging import PARTITION_BYTES, stage
 from sma_pilot.logs.tally import Tally
+from sma_pilot.logs.vocabulary import Vocabulary
 from sma_pilot.plan import LogSource, Slices
 from sma_pilot.progress import OnProgress
 
@@ -156,7 +157,7 @@ def collect_facts(
     max_gap = nanoseconds(log.max_gap)
     with stage(log, reader, None, on_progress, partition_bytes) as staged:
         tally, steps, repeats = (
-            Tally(len(staged.entities), reader.columns, window),
+            Tally(len(staged.entities), reader.columns, window, log.text),
             StepTaker(),
             RepeatTaker(),
         )
@@ -189,7 +190,7 @@ def collect_facts(
             entities=staged.entities,
             duplicates=staged.duplicates,
             tally=tally,
-            vocabularies=vocabularies,
+            vocabularies=[own.values for own in vocabularies],
             rows_of_entity=rows_of_entity,
             events_of_entity=events_of_entity,
             event_times=np.sort(
@@ -211,12 +212,12 @@ class _SecondPass:
         self,
         reader: LogReader,
         tally: Tally,
-        vocabularies: list[tuple[str, ...]],
+        vocabularies: list[Vocabulary],
         borders: Borders,
         horizon: timedelta | None,
     ) -> None:
         self._tally = tally
-        self._known = [pl.Series(words, dtype=pl.String) for words in vocabularies]
+        self._vocabularies = vocabularies
         self._borders = borders
         self._horizon = None if horizon is None else nanoseconds(horizon)
         self.unseen = [UnseenWords() for _ in vocabularies]
@@ -235,8 +236,10 @@ class _SecondPass:
             self.by_target.add(block, target)
             for number in range(len(SLICES)):
                 self.announced[number] += int((target[block.slices == number] == 1).sum())
-        for unseen, words, known in zip(self.unseen, block.categorical, self._known, strict=True):
-            strange = (words.is_not_null() & ~words.is_in(known.implode())).to_numpy() & inside
+        for unseen, words, known in zip(
+            self.unseen, block.categorical, self._vocabularies, strict=True
+        ):
+            strange = words.is_not_null().to_numpy() & (known.encode(words) == 0) & inside
             if not strange.any():
                 continue
             for number in range(len(SLICES)):

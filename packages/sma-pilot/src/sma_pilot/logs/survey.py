@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from sma_pilot.errors import LogError
-from sma_pilot.logs.files import LogFile
+from sma_pilot.logs.files import LINE, LogFile
 from sma_pilot.logs.labels import (
     MAX_CLASSES,
     LabelCoding,
@@ -16,6 +16,7 @@ from sma_pilot.logs.labels import (
 )
 
 TIME, ENTITY, LABEL, ORDER = "time", "entity", "label", "row"
+_EXAMPLES, _LONGEST = 3, 120
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Survey:
         Rows read, all files.
     rows_by_file : dict of str to int
         The same for each file.
+    lines_unparsed : int
+        Plain lines that have not the plan's pattern or no timestamp; left out.
+    unparsed_examples : list of str
+        The first of them, with file and number.
     without_time, without_entity : int
         Rows that cannot be placed, and are left out.
     out_of_order : int
@@ -49,6 +54,8 @@ class Survey:
 
     rows: int = 0
     rows_by_file: dict[str, int] = field(default_factory=dict)
+    lines_unparsed: int = 0
+    unparsed_examples: list[str] = field(default_factory=list)
     without_time: int = 0
     without_entity: int = 0
     out_of_order: int = 0
@@ -102,6 +109,17 @@ class SurveyTaker:
                 for name, rows, first, last in self._spans.sort(ENTITY).iter_rows()
             }
         return self._survey
+
+    def add_unparsed(self, file_name: str, lines: pl.DataFrame) -> None:
+        """Count plain lines that do not parse: ``row`` from 0, and ``line``, the line itself."""
+        survey = self._survey
+        survey.rows += lines.height
+        survey.rows_by_file[file_name] = survey.rows_by_file.get(file_name, 0) + lines.height
+        survey.lines_unparsed += lines.height
+        missing = _EXAMPLES - len(survey.unparsed_examples)
+        for row, line in lines.select(ORDER, LINE).head(missing).iter_rows():
+            shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+            survey.unparsed_examples.append(f"{file_name}: line {row + 1}: {shown!r}")
 
     def add(self, file_name: str, batch: pl.DataFrame) -> None:
         """Add the next rows of a file: ``time`` in ns and ``entity``, null where absent."""

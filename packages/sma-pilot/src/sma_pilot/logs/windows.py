@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from sma_core import CategoricalChannel, DatasetWriter, NumericChannel, PreparedDataset
@@ -25,6 +24,7 @@ from sma_pilot.logs.scaling import Scaler
 from sma_pilot.logs.slices import OUTSIDE, SLICES, Borders, nanoseconds
 from sma_pilot.logs.staging import PARTITION_BYTES, StagedLog, stage
 from sma_pilot.logs.tally import Tally
+from sma_pilot.logs.vocabulary import Templates, Vocabulary
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
 from sma_pilot.targets import class_names, classes_of, next_event
@@ -94,6 +94,10 @@ def prepare(
             "plan_digest": plan.digest,
             "files": files,
             "rows_read": survey.rows,
+            "lines_unparsed": {
+                "lines": survey.lines_unparsed,
+                "examples": survey.unparsed_examples,
+            },
             "rows_without_time": survey.without_time,
             "rows_without_entity": survey.without_entity,
             "rows_out_of_order": survey.out_of_order,
@@ -101,6 +105,9 @@ def prepare(
             **tally.to_dict(),
             "borders_ns": list(borders.edges),
             "labels": survey.coding.to_dict() if survey.coding is not None else None,
+            "templates": next(
+                (own.to_dict() for own in vocabularies if isinstance(own, Templates)), None
+            ),
             "classes": None if classes is None else classes.to_dict(),
             "scaling": scaler.to_dict(staged.entities, columns.numeric),
         }
@@ -116,10 +123,10 @@ def prepare(
                 )
             ],
             categorical=[
-                CategoricalChannel(name=name, vocabulary=vocabulary)
+                CategoricalChannel(name=name, vocabulary=vocabulary.values)
                 for name, vocabulary in zip(columns.categorical, vocabularies, strict=True)
             ],
-            classes=vocabularies[0]
+            classes=vocabularies[0].values
             if plan.task.by_session
             else (class_names(plan.task) if classes is None else classes.names),
             period_ns=nanoseconds(plan.log.period),
@@ -156,7 +163,7 @@ class _RowWriter:
         writer: DatasetWriter,
         tally: Tally,
         scaler: Scaler,
-        vocabularies: list[tuple[str, ...]],
+        vocabularies: list[Vocabulary],
         borders: Borders,
         classes: KnownClasses | None,
     ) -> None:
@@ -164,7 +171,7 @@ class _RowWriter:
         self._classes = classes
         self._events = tally.events
         self._scaler = scaler
-        self._codes = [{word: i for i, word in enumerate(words)} for words in vocabularies]
+        self._vocabularies = vocabularies
         self._borders = borders
         self._task = plan.task
         self._horizon = None if plan.task.horizon is None else nanoseconds(plan.task.horizon)
@@ -204,13 +211,11 @@ class _RowWriter:
             )
 
     def _encode(self, block: Block) -> NDArray[np.int32] | None:
-        if not self._codes:
+        if not self._vocabularies:
             return None
         coded = [
-            words.replace_strict(
-                list(codes), list(codes.values()), default=0, return_dtype=pl.Int32
-            ).to_numpy()
-            for words, codes in zip(block.categorical, self._codes, strict=True)
+            vocabulary.encode(words)
+            for words, vocabulary in zip(block.categorical, self._vocabularies, strict=True)
         ]
         return np.stack(coded, axis=1)
 
@@ -218,7 +223,8 @@ class _RowWriter:
 def _take_tally(
     staged: StagedLog, plan: Plan, borders: Borders, on_progress: OnProgress | None
 ) -> Tally:
-    tally = Tally(len(staged.entities), staged.reader.columns, plan.task.window)
+    columns = staged.reader.columns
+    tally = Tally(len(staged.entities), columns, plan.task.window, plan.log.text)
     done = 0
     for block in blocks(staged, borders, nanoseconds(plan.log.max_gap)):
         tally.add(block)

@@ -12,6 +12,7 @@ from sma_pilot.plan.replay import ReplayPlan, ServerPlan
 from sma_pilot.plan.savings import Appraisal, Capacity, Efficiency, Money, Price
 from sma_pilot.plan.stages import StageKind, StagePlan
 from sma_pilot.plan.task import TASKS_OF_METRIC, Quality, Task
+from sma_pilot.plan.text import LineFormat, Mask, TextSource
 from sma_pilot.plan.values import Duration, Moment, Section, format_duration, parse_duration
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "Duration",
     "Efficiency",
     "GuardPlan",
+    "LineFormat",
     "LogSource",
+    "Mask",
     "Moment",
     "Money",
     "Plan",
@@ -37,6 +40,7 @@ __all__ = [
     "StageKind",
     "StagePlan",
     "Task",
+    "TextSource",
     "format_duration",
     "load_plan",
     "parse_duration",

@@ -61,16 +61,18 @@ class Plan(Section):
             )
         if self.task.horizon is not None and log.label is None:
             raise ValueError(f"log.label is needed by task {kind!r}: it learns from events")
-        if not log.numeric and (kind == "forecast_anomaly" or not log.categorical):
+        if not log.numeric and (kind == "forecast_anomaly" or not log.has_words):
             raise ValueError("log.numeric: name a column that holds numbers")
         if self.task.by_class:
             self._log_fits_classes()
         if kind != "session_anomaly":
             return self
-        if log.entity is None:
+        if not log.has_entity:
             raise ValueError("log.entity is needed by task 'session_anomaly': it names the session")
-        if not log.categorical:
-            raise ValueError("log.categorical: name the column of event ids")
+        if not log.has_words:
+            raise ValueError(
+                "log.categorical: name the column of event ids, or that of their text in log.text"
+            )
         if log.duplicates != "keep":
             raise ValueError(
                 "log.duplicates: events of one session at the same time are no duplicates; "
@@ -84,7 +86,7 @@ class Plan(Section):
             raise ValueError(
                 "log.label: task 'classification' knows no events; its column is log.class_label"
             )
-        if window is None and log.entity is None:
+        if window is None and not log.has_entity:
             raise ValueError(
                 "task.window: without it an entity is a session and told once, and log.entity is "
                 "not named; give one of the two"
@@ -92,7 +94,7 @@ class Plan(Section):
         if window is not None and window < log.period:
             raise ValueError("task.window: shorter than log.period, the time between two rows")
         counting = [r for r, arm in self.named_arms().items() if arm.kind == "count_logistic"]
-        if counting and (window is not None or not log.categorical):
+        if counting and (window is not None or not log.has_words):
             raise ValueError(
                 f"arms.{counting[0]}: kind 'count_logistic' counts the values of log.categorical "
                 "over a session, so it needs such a column and no task.window; take 'logistic'"

@@ -16,6 +16,7 @@ from sma_pilot.judge.measurements import (
     VALIDATION,
 )
 from sma_pilot.judge.metrics import EVENT_RECALL
+from sma_pilot.logs.vocabulary import UNKNOWN_VALUE
 from sma_pilot.plan import Plan
 from sma_pilot.replay.card import ReplayCard
 from sma_pilot.report.classes import class_summary, confusion_tables
@@ -34,6 +35,7 @@ from sma_pilot.report.words import (
 )
 
 _MOST_EVENTS = 15
+_MOST_TEMPLATES = 20
 _NO_LOAD = "Latency under load: events were sent one at a time, none waited for another."
 
 
@@ -64,6 +66,7 @@ def page_content(evidence: Evidence) -> dict[str, Any]:
         "arms": arms,
         "figures": arm_figures(result, arms),
         "comparisons": comparisons(result),
+        "templates": _templates(evidence),
         "slices": _slices(evidence),
         "models": _models(evidence),
         "provenance": _provenance(evidence),
@@ -204,6 +207,28 @@ def _slices(evidence: Evidence) -> list[dict[str, str]]:
         }
         for name, split in evidence.dataset.card.splits.items()
     ]
+
+
+def _templates(evidence: Evidence) -> dict[str, Any]:
+    """List the commonest templates that were mined from a text; nothing of a log without one."""
+    mined = evidence.dataset.card.provenance.get("templates")
+    if mined is None:
+        return {"rows": [], "caption": ""}
+    every = sorted(mined["templates"], key=lambda own: -own["lines"])
+    shown = every[:_MOST_TEMPLATES]
+    first = f"The {len(shown)} commonest of" if len(shown) < len(every) else "All"
+    return {
+        "caption": f"{first} {len(every):,} templates, mined from the lines of the train slice. A "
+        f"line that has none of them is {UNKNOWN_VALUE}.",
+        "rows": [
+            {
+                "template": printable(own["template"], 300),
+                "lines": f"{own['lines']:,}",
+                "example": printable(own["example"], 300),
+            }
+            for own in shown
+        ],
+    }
 
 
 def _models(evidence: Evidence) -> list[dict[str, str]]:
