@@ -32,7 +32,7 @@ from sma_pilot.judge.quality import measure_quality
 from sma_pilot.logs.checks import check_log
 from sma_pilot.logs.windows import prepare
 from sma_pilot.plan import Plan
-from sma_pilot.replay.offline import _told
+from sma_pilot.replay.recorder import _told
 from sma_pilot.run_folder import RunFolder
 
 CLOSE = TOLERANCES["float64"].relative
