@@ -4,9 +4,12 @@ from pathlib import Path
 
 from sma_core.dataset import PreparedDataset
 from sma_pilot.arms.base import Arm, Decisions, Scorer, Scores
+from sma_pilot.arms.count_logistic import CountLogisticArm
+from sma_pilot.arms.count_pca import CountPCAArm
 from sma_pilot.arms.logistic import LogisticArm
 from sma_pilot.arms.neural import CheckpointArm, DenseTwinArm, SMAArm, TransformerArm
 from sma_pilot.arms.pca import PCAArm
+from sma_pilot.arms.ridge import RidgeArm
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
 
@@ -19,6 +22,9 @@ ARMS = {
     "checkpoint": CheckpointArm,
     "pca": PCAArm,
     "logistic": LogisticArm,
+    "ridge": RidgeArm,
+    "count_pca": CountPCAArm,
+    "count_logistic": CountLogisticArm,
 }
 
 

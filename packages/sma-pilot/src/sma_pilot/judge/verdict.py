@@ -127,9 +127,8 @@ def _remark_baseline(
     if rates[0] and rates[1] and rates[0] > rates[1]:
         gains.append(f"scores {rates[0] / rates[1]:.2g} times as many rows a second")
     if gains:
-        kind = {"pca": "PCA", "logistic": "logistic regression"}.get(baseline.kind, baseline.kind)
         findings.remark(
             f"quality/baseline_loss_{plan.quality.headline}",
-            f"The simple baseline ({kind}) does as well as the candidate (its loss against it is "
-            f"at most {loss.high:.3f}) and {' and '.join(gains)}: consider it.",
+            f"The simple baseline ({baseline.words}) does as well as the candidate (its loss "
+            f"against it is at most {loss.high:.3f}) and {' and '.join(gains)}: consider it.",
         )

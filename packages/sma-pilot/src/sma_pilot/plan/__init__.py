@@ -19,6 +19,7 @@ from sma_pilot.plan.savings import (
 )
 from sma_pilot.plan.stages import StageKind, StagePlan
 from sma_pilot.plan.task import TASKS_OF_METRIC, Quality, Task
+from sma_pilot.plan.text import LineFormat, Mask, TextSource
 from sma_pilot.plan.values import Duration, Moment, Section, format_duration, parse_duration
 
 __all__ = [
@@ -32,7 +33,9 @@ __all__ = [
     "Efficiency",
     "FallbackPrice",
     "GuardPlan",
+    "LineFormat",
     "LogSource",
+    "Mask",
     "Moment",
     "Money",
     "Plan",
@@ -45,6 +48,7 @@ __all__ = [
     "StageKind",
     "StagePlan",
     "Task",
+    "TextSource",
     "format_duration",
     "load_plan",
     "parse_duration",

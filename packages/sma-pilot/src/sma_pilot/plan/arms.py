@@ -6,11 +6,38 @@ from pydantic import Field, model_validator
 
 from sma_pilot.plan.values import Section
 
+SIMPLE_ARMS = {
+    "pca": "PCA reconstruction error",
+    "logistic": "logistic regression",
+    "ridge": "ridge regression",
+    "count_pca": "PCA of event counts",
+    "count_logistic": "logistic regression on event counts",
+}
+"""Kinds without a neural network, which have no settings of a model, in words."""
+TASKS_OF_ARM: dict[str, tuple[str, ...]] = {
+    "pca": ("forecast_anomaly",),
+    "logistic": ("alarm", "classification"),
+    "ridge": ("remaining_life",),
+    "count_pca": ("session_anomaly",),
+    "count_logistic": ("classification",),
+}
+"""Tasks of each kind of arm that cannot do every task."""
+
 
 class ArmPlan(Section):
     """One arm: a model to fit, or a checkpoint that is already there."""
 
-    kind: Literal["sma", "dense_twin", "transformer", "checkpoint", "pca", "logistic"]
+    kind: Literal[
+        "sma",
+        "dense_twin",
+        "transformer",
+        "checkpoint",
+        "pca",
+        "logistic",
+        "ridge",
+        "count_pca",
+        "count_logistic",
+    ]
     checkpoint: str | None = None
     """kind checkpoint: its folder, relative to the data folder."""
     model: Annotated[dict[str, Any], Field(default_factory=dict)]
@@ -18,17 +45,22 @@ class ArmPlan(Section):
     training: Annotated[dict[str, Any], Field(default_factory=dict)]
     """Fields of `sma_core.TrainingConfig`."""
     components: Annotated[int, Field(ge=1)] = 8
-    """kind pca: number of components kept."""
+    """Kinds pca, count_pca: most components kept."""
 
     @model_validator(mode="after")
     def _fields_fit_kind(self) -> Self:
         if (self.kind == "checkpoint") != (self.checkpoint is not None):
             raise ValueError("`checkpoint` names a folder for kind 'checkpoint' and for no other")
-        if self.model and self.kind in ("checkpoint", "pca", "logistic", "dense_twin"):
+        if self.model and self.kind in ("checkpoint", "dense_twin", *SIMPLE_ARMS):
             raise ValueError(f"kind {self.kind!r} takes no `model` table")
-        if self.training and self.kind in ("checkpoint", "pca", "logistic"):
+        if self.training and self.kind in ("checkpoint", *SIMPLE_ARMS):
             raise ValueError(f"kind {self.kind!r} takes no `training` table")
         return self
+
+    @property
+    def words(self) -> str:
+        """The kind, as it stands in a sentence."""
+        return SIMPLE_ARMS.get(self.kind, self.kind.replace("_", " "))
 
 
 class Arms(Section):

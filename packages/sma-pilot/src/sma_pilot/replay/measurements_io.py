@@ -13,6 +13,7 @@ from sma_pilot.judge.guard_record import GuardRecord, GuardTally
 from sma_pilot.judge.load_sample import LoadSample
 from sma_pilot.judge.measurements import (
     ARMS,
+    CLASS_COLUMNS,
     JUDGED,
     MULTI_STREAM,
     SERVER,
@@ -178,7 +179,7 @@ def _add(tallies: list[GuardTally]) -> GuardTally:
 
 
 def _concatenate(samples: list[Any]) -> Any:
-    names = [column.name for column in fields(samples[0])]
+    names = [own.name for own in fields(samples[0]) if getattr(samples[0], own.name) is not None]
     columns = {n: np.concatenate([getattr(own, n) for own in samples]) for n in names}
     return type(samples[0])(**columns)
 
@@ -231,10 +232,11 @@ def _parts(folder: Path, arm: str) -> pl.LazyFrame:
 
 def read_scores(folder: Path, arm: str, slice_name: str) -> ArmScores:
     """Read one arm's scores of one slice from a replay folder, finished or not."""
+    parts = _parts(folder / "scores", arm)
+    told = [name for name in CLASS_COLUMNS if name in parts.collect_schema()]
     frame = (
-        _parts(folder / "scores", arm)
-        .filter(pl.col("slice") == slice_name)
-        .select(pl.col("entity").to_physical().cast(pl.Int32), "time", "label", "score")
+        parts.filter(pl.col("slice") == slice_name)
+        .select(pl.col("entity").to_physical().cast(pl.Int32), "time", "label", "score", *told)
         .collect()
     )
     return ArmScores(**{name: frame[name].to_numpy() for name in frame.columns})

@@ -120,6 +120,7 @@ class Recorder:
             judged = np.arange(count) >= first_judged
             # Rows between the two only lead to where judging begins.
             counted = judged | (np.arange(count) < validation)
+            told = {} if scores.classes is None else _told(scores.classes[i], rows.label)
             self._scores.add(
                 pl.DataFrame(
                     {
@@ -127,6 +128,7 @@ class Recorder:
                         "label": rows.label.numpy(),
                         "score": scores.score[i].numpy(),
                         "judged": judged,
+                        **told,
                     }
                 )
                 .filter(counted)
@@ -140,6 +142,7 @@ class Recorder:
                     time="time",
                     label="label",
                     score="score",
+                    **{name: name for name in told},
                 )
             )
             if active is None or confidence is None or not judged.any():
@@ -178,6 +181,22 @@ class Recorder:
                 "confidence": confidence.ravel(),
             }
         ).select(pl.lit(entity, dtype=self._entity).alias("entity"), pl.all())
+
+
+def _told(probability: torch.Tensor, label: torch.Tensor) -> dict[str, NDArray[Any]]:
+    """Return the class told in each row, and how far its probabilities [T, K] are from the truth.
+
+    The squared error is the row's term of the Brier score over classes; NaN where the label [T] is
+    none of them.
+    """
+    classes = probability.shape[1]
+    known = (label >= 0) & (label < classes)
+    of_truth = probability.gather(1, torch.where(known, label, 0).long()[:, None])[:, 0]
+    error = probability.double().square().sum(1) - 2.0 * of_truth.double() + 1.0
+    return {
+        "predicted": probability.argmax(1).int().numpy(),
+        "squared_error": torch.where(known, error, torch.nan).float().numpy(),
+    }
 
 
 def _by_row(layers: list[torch.Tensor]) -> NDArray[Any] | None:
