@@ -1,23 +1,19 @@
-"""Shards on a real Ray: two nodes, of whose workers one is killed; and as the command starts it."""
+"""Shards on a real Ray of two nodes, of whose workers one is killed."""
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from tests.pilot.demo_cases import SMALL_DAYS, small_demo_toml
 from tests.pilot.replay_cases import make_dataset, quiet
 from tests.pilot.shard_cases import contents, many_machines
 from tests.pilot.test_replay import real_plan
 from tests.slow import slow
 
 from sma_pilot.arms import fit_arms
-from sma_pilot.demo import make_demo_log
 from sma_pilot.replay.runner import replay
 from sma_pilot.replay.sharding import Sharding
 
@@ -68,17 +64,3 @@ def test_a_replay_over_ray_is_the_same_and_survives_a_killed_worker(tmp_path: Pa
     finally:
         cluster.close()
     assert killed
-
-
-@slow
-def test_the_command_starts_a_ray_of_its_own(tmp_path: Path) -> None:
-    log, plan = tmp_path / "log", tmp_path / "pilot.toml"
-    make_demo_log(log, on_progress=quiet, days=SMALL_DAYS)
-    plan.write_text(small_demo_toml())
-    command = [sys.executable, "-c", "from sma_pilot.cli import main; main()", "run", str(plan)]
-    for name, options in (("whole", []), ("split", ["--address", "local", "--shards", "2"])):
-        place = ["--data", str(log), "--out", str(tmp_path / name)]
-        done = subprocess.run([*command, *place, *options], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    whole, split = (next((tmp_path / name).glob("*/replay")) for name in ("whole", "split"))
-    assert contents(split) == contents(whole)

@@ -1,7 +1,5 @@
 """Recording in an MLflow server of the company's: which store it is, and a server that is away."""
 
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +10,6 @@ from typing import Any
 
 import pytest
 from tests.pilot.fabricated_run import make_run
-from tests.slow import slow
 from typer.testing import CliRunner
 
 from sma_pilot import cli, pilot
@@ -218,43 +215,3 @@ def test_a_server_that_goes_away_costs_no_verdict(
     assert "The pilot is judged, but MLflow does not show it yet:" in done.output
     monkeypatch.setattr(steps, "_open", lambda plan, out: (kept.load_plan(), RunFolder(Path())))
     assert isinstance(ask("run", "pilot.toml").exception, RunError), "there is no verdict to print"
-
-
-@slow
-def test_a_pilot_is_recorded_and_signed_in_a_server_that_keeps_the_files(
-    run: RunFolder, tmp_path: Path
-) -> None:
-    """Artifacts go through the server, as where they lie in an object store."""
-    from mlflow import MlflowClient
-
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as free:
-        port = free.server_port
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", store_uri(tmp_path / "server.db")]
-    command += ["--artifacts-destination", (tmp_path / "files").as_uri()]
-    uri = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            for _ in range(600):
-                try:
-                    require_answer(uri)
-                    break
-                except TrackingError:
-                    time.sleep(0.2)
-            tracking = ("track", str(run.path), "--tracking-uri", uri)
-            assert ask(*tracking).exit_code == 0
-            done = ask(*tracking)  # the second time its plots are replaced
-            assert done.exit_code == 0, done.exception
-            signature = ("--decision", "go", "--by", "Ada", "--reason", "As kept.")
-            signed = ask("sign", str(run.path), *signature, "--tracking-uri", uri)
-            assert signed.exit_code == 0, signed.exception
-            client = MlflowClient(tracking_uri=uri)
-            recorded = client.get_run(done.output.split()[-1])
-            assert recorded.data.tags["sma.decision"] == "go"
-            artifacts = {file.path for file in client.list_artifacts(recorded.info.run_id)}
-            assert {"result.json", "plan.json", "plots"} <= artifacts
-            assert (recorded.info.artifact_uri or "").startswith("mlflow-artifacts:")
-            name = run.load_plan().name
-            assert client.get_model_version_by_alias(name, "champion").run_id
-        finally:
-            server.terminate()
