@@ -1,6 +1,6 @@
 """Pieces of a staged log as arrays: cut into slices and sequences, unusable values removed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,21 @@ class Block:
     starts: NDArray[np.bool_]
     gaps: NDArray[np.bool_]
     unusable: NDArray[np.int64]
+
+    def coded(self, vocabularies: Sequence[tuple[str, ...]]) -> NDArray[np.int32] | None:
+        """Return the categorical channels as indices into their vocabularies, int32 [T, K].
+
+        What a vocabulary lacks is 0. None where there is no such channel.
+        """
+        if not vocabularies:
+            return None
+        columns = [
+            words.replace_strict(
+                list(vocabulary), list(range(len(vocabulary))), default=0, return_dtype=pl.Int32
+            ).to_numpy()
+            for words, vocabulary in zip(self.categorical, vocabularies, strict=True)
+        ]
+        return np.stack(columns, axis=1)
 
 
 def blocks(staged: StagedLog, borders: Borders, max_gap: int) -> Iterator[Block]:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
 from sma_core import CategoricalChannel, DatasetWriter, NumericChannel, PreparedDataset
 from sma_pilot.errors import LogError, RunError
@@ -157,7 +155,7 @@ class _RowWriter:
         self._writer = writer
         self._events = tally.events
         self._scaler = scaler
-        self._codes = [{word: i for i, word in enumerate(words)} for words in vocabularies]
+        self._vocabularies = vocabularies
         self._borders = borders
         self._task = plan.task
         self._horizon = None if plan.task.horizon is None else nanoseconds(plan.task.horizon)
@@ -173,7 +171,7 @@ class _RowWriter:
             near = (remaining >= 0) & (remaining <= self._horizon) & (block.slices == 0)
             self.announced += int(near.sum())
         numeric = self._scaler.apply(block.entity, block.numeric)
-        categorical = self._encode(block)
+        categorical = block.coded(self._vocabularies)
         if self._task.by_session and categorical is not None:
             target = next_event(categorical[:, 0], block.label, block.starts)
         cuts = np.flatnonzero(block.starts)
@@ -192,17 +190,6 @@ class _RowWriter:
                 target=None if target is None else target[start:stop],
                 continued=not block.starts[start],
             )
-
-    def _encode(self, block: Block) -> NDArray[np.int32] | None:
-        if not self._codes:
-            return None
-        coded = [
-            words.replace_strict(
-                list(codes), list(codes.values()), default=0, return_dtype=pl.Int32
-            ).to_numpy()
-            for words, codes in zip(block.categorical, self._codes, strict=True)
-        ]
-        return np.stack(coded, axis=1)
 
 
 def _take_tally(

@@ -8,6 +8,7 @@ from sma_pilot.plan.arms import ArmPlan, Arms
 from sma_pilot.plan.document import Plan, load_plan, parse_plan
 from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import Border, LogSource, Slices
+from sma_pilot.plan.monitor import MonitorPlan
 from sma_pilot.plan.replay import ReplayPlan, ServerPlan
 from sma_pilot.plan.savings import Appraisal, Capacity, Efficiency, Money, Price
 from sma_pilot.plan.stages import StageKind, StagePlan
@@ -27,6 +28,7 @@ __all__ = [
     "LogSource",
     "Moment",
     "Money",
+    "MonitorPlan",
     "Plan",
     "Price",
     "Quality",
