@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tests.pilot.decision_cases import flip, make_quick
+from tests.pilot.decision_cases import flip
 from tests.pilot.monitor_cases import (
     JUDGED_UNTIL,
     MINUTE,
@@ -22,6 +22,7 @@ from tests.pilot.monitor_cases import (
 from tests.pilot.replay_cases import quiet
 
 from sma_pilot import pilot
+from sma_pilot.decision import signing
 from sma_pilot.errors import LogError, RunError
 from sma_pilot.monitor import course
 from sma_pilot.monitor.look import read_looks
@@ -238,7 +239,7 @@ def test_a_look_that_is_stopped_never_was(
 def test_only_a_signed_go_is_watched(look: Any, run: RunFolder) -> None:
     frame = plant(JUDGED_UNTIL, 300)
     with pytest.MonkeyPatch.context() as patch:
-        make_quick(patch)
+        patch.setattr(signing, "draw", lambda evidence: {})
         pilot.sign(run, "no-go", "Ada", "Stop.", override=True, on_progress=quiet)
     with pytest.raises(RunError, match="Ada signed no-go"):
         look(frame)
