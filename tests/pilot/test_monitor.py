@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tests.pilot.decision_cases import flip
+from tests.pilot.decision_cases import flip, give
 from tests.pilot.monitor_cases import (
     JUDGED_UNTIL,
     MINUTE,
@@ -20,15 +20,18 @@ from tests.pilot.monitor_cases import (
     take,
 )
 from tests.pilot.replay_cases import quiet
+from tests.pilot.stage_cases import BORDERS, go_on, script, staged_plan, staged_run
 
-from sma_pilot import pilot
+from sma_pilot import pilot, tracking
 from sma_pilot.decision import signing
 from sma_pilot.errors import LogError, RunError
 from sma_pilot.monitor import course
+from sma_pilot.monitor.basis import Basis
 from sma_pilot.monitor.look import read_looks
 from sma_pilot.monitor.standing import standing_of
 from sma_pilot.plan import MonitorPlan
 from sma_pilot.run_folder import RunFolder
+from sma_pilot.stages.windows import stage_edges
 
 DAY = 1440
 LONG = 1500
@@ -288,6 +291,38 @@ def test_latency_is_measured_where_the_plan_asks(tmp_path: Path) -> None:
     (taken,) = take(signed_run(tmp_path, plan), plant(JUDGED_UNTIL, 300)).taken
     latency = taken.findings[-1]
     assert (latency.name, latency.status, latency.value) == ("latency/ratio_p95", "ok", 1.0)
+
+
+def test_a_pilot_in_stages_is_watched_from_its_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = staged_plan({"kind": "offline", "until": 0.8}, {"kind": "full"})
+    run = staged_run(tmp_path, plan)
+    script(monkeypatch, {})
+    go_on(run)
+    with pytest.raises(RunError, match=r"nobody has signed stage full .* --stage full"):
+        Basis.read(run, quiet)
+    signed = give(run.at("full"))
+    basis = Basis.read(run, quiet)
+    assert basis.decision == signed
+    assert (basis.plan.stages[0].name, basis.plan.quality.alpha) == ("full", 0.05)
+    # The last stage judges from four fifths of the log on, 450 minutes long.
+    since = stage_edges(plan, basis.dataset.card)[1]
+    assert basis.judged.since_ns >= since
+    assert basis.judged.until_ns == BORDERS[-1] - MINUTE + 1
+
+
+def test_recording_a_pilot_records_its_looks(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Path] = []
+    monkeypatch.setattr(tracking, "track", lambda path, store, stage: "id")
+    monkeypatch.setattr(tracking, "track_looks", lambda path, store: told.append(path))
+    assert pilot.track(run, "store") == "id"
+    assert told == []
+    run.monitor.mkdir()
+    pilot.track(run, "store")
+    assert told == [run.path]
 
 
 def test_a_plan_without_the_table_keeps_its_digest() -> None:

@@ -209,7 +209,7 @@ class _Course:
             entities=due.content.entities,
             labelled_rows=due.content.labelled_rows,
             events=figures.events,
-            unknown_entities=rows.unknown,
+            unknown_entities=() if plan.task.by_session else rows.unknown,
             keys_sha256=due.content.keys_sha256,
             labels_sha256=due.content.labels_sha256,
             inputs_sha256=due.content.inputs_sha256,

@@ -40,7 +40,7 @@ class MonitorLook(BaseModel):
         Its rows: from the first time on, up to the second one (exclusive).
     rows, entities, labelled_rows, events : int
     unknown_entities : tuple of str
-        Entities that the pilot never saw.
+        Entities that the pilot never saw; sessions, which are all new, are not listed.
     keys_sha256, labels_sha256, inputs_sha256 : str
         Of which rows there are, what their labels say, and what was scored.
     recommendation : Recommendation
