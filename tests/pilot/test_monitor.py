@@ -286,6 +286,20 @@ def test_a_look_that_was_changed_shows(
         take(run, plant(JUDGED_UNTIL + 200, 100))
 
 
+def test_a_look_that_was_written_anew_is_not_the_one_that_the_next_follows(
+    looked: RunFolder, tmp_path: Path
+) -> None:
+    run = RunFolder(Path(shutil.copytree(looked.path, tmp_path / looked.path.name)))
+    first = read_looks(run).looks[0]
+    forged = first.model_copy(update={"summary": "All is well."})
+    folder = run.monitor / first.folder_name
+    (folder / "look.json").write_bytes(forged.content)
+    folder.rename(run.monitor / forged.folder_name)
+    (fault,) = read_looks(run).faults
+    assert fault.startswith("monitor/look-0002-")
+    assert fault.endswith("does not follow the look before it")
+
+
 def test_latency_is_measured_where_the_plan_asks(tmp_path: Path) -> None:
     plan = monitor_plan(monitor={"latency_events": 150})
     (taken,) = take(signed_run(tmp_path, plan), plant(JUDGED_UNTIL, 300)).taken

@@ -47,8 +47,8 @@ def check_drift(now: LookFigures, limits: MonitorPlan) -> Finding:
     most = ", ".join(f"{name!r} {index:.2f}" for name, index in drifted[:3])
     over = sum(index > limits.drift_limit for _, index in drifted)
     text = (
-        f"{over} of {len(drifted)} channels have drifted from the judged rows beyond a stability "
-        f"index of {limits.drift_limit:g} (most: {most})"
+        f"Beyond a stability index of {limits.drift_limit:g} from the judged rows: {over} of "
+        f"{len(drifted)} channels (most: {most})"
     )
     if value <= limits.drift_limit:
         return Finding(status="ok", text=f"{text}.", **figures)

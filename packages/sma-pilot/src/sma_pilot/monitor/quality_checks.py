@@ -45,7 +45,7 @@ def check_own_quality(
     most = plan.quality.loss_limit if limits.quality_drop is None else limits.quality_drop
     kpi, before = now.kpis.get(name), value_of(then, name)
     down = METRICS[headline].higher_is_better
-    limit = None if before is None else before - most if down else before + most
+    limit = None if before is None else max(0.0, before - most) if down else before + most
     figures = figures_of(name, kpi, then, limit)
     if kpi is None or kpi.value is None:
         return Finding(status="not_measured", text=_why_no_quality(now, words), **figures)
