@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ HOSTILE = 'saw </title><script>alert("x")</script> & `co|`\nline'
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def watched(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> RunFolder:
     """A signed pilot under ``out``, its plan beside it."""
     folder = tmp_path_factory.mktemp("watched")
     (folder / "pilot.toml").write_text(PLAN)
     (folder / "out").mkdir()
+    shutil.copy(empty_database, folder / "out" / "mlflow.db")
     return signed_run(folder / "out", monitor_plan())
 
 

@@ -64,6 +64,7 @@ from sma_pilot.report.stages_entries import stage_entries, stages_entries, stand
 from sma_pilot.report.stages_plot import course_plot
 from sma_pilot.run_folder import RunFolder
 from sma_pilot.stages.standing import Standing, standing
+from sma_pilot.tracking_server import printable, require_answer
 
 WEIGHTS_TAG = "sma.weights_sha256"
 _MOST_DECISIONS = 3000  # of the characters of a tag, for who signed what
@@ -77,7 +78,8 @@ def track(run_path: Path, store: str, stage: str | None = None) -> str:
     run_path : Path
         The run folder.
     store : str
-        Address of the tracking store; an ``sqlite:///`` one is made when it is not there.
+        Address of the tracking store, a server's or a database's; an ``sqlite:///`` one is made
+        when it is not there.
     stage : str, optional
         Of a pilot in stages: the only one that changed since the last time. By default all are
         recorded.
@@ -92,21 +94,22 @@ def track(run_path: Path, store: str, stage: str | None = None) -> str:
     RunError
         When the run was not judged or a part of it is damaged.
     TrackingError
-        When the store cannot be opened or written. The pilot's run then ends as ``FAILED``, and
-        tracking again mends it.
+        When no server answers, or the store cannot be opened or written. A run of the pilot that
+        was begun then ends as ``FAILED``, and tracking again mends it.
     """
     _quieten()
     run = RunFolder.open(run_path)
     staged = run.stage is None and bool(run.load_plan().stages)
     evidence = None if staged else Evidence.read(run_path)
+    require_answer(store)
     try:
         if evidence is None:
             return _StagesRecorder(run, standing(run), store).record(stage)
         return _Recorder(evidence, store).record()
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"{store}: {run_path} cannot be recorded: {error}; mend the store and run "
-            "`sma-pilot track` again"
+            printable(f"{store}: {run_path} cannot be recorded: {error}; ", store)
+            + "mend the store and run `sma-pilot track` again"
         ) from error
 
 
@@ -137,12 +140,13 @@ def track_looks(run_path: Path, store: str) -> list[str]:
     if not looks:
         return []
     _quieten()
+    require_answer(store)
     try:
         return LooksRecorder(run, store).record(looks)
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"{store}: the looks of {run_path} cannot be recorded: {error}; mend the store and run "
-            "`sma-pilot track` again"
+            printable(f"{store}: the looks of {run_path} cannot be recorded: {error}; ", store)
+            + "mend the store and run `sma-pilot track` again"
         ) from error
 
 

@@ -11,10 +11,11 @@ from sma_pilot.cli.base import (
     DataFolder,
     OutFolder,
     PlanFile,
+    TrackingUri,
     app,
     progress_shown,
     say,
-    store_in,
+    store_for,
 )
 from sma_pilot.errors import PilotError
 
@@ -34,6 +35,7 @@ def monitor(
     ],
     data: DataFolder = Path(),
     out: OutFolder = Path("runs"),
+    tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
     exit_code: Annotated[
         bool,
@@ -52,12 +54,13 @@ def monitor(
     from sma_pilot.run_folder import RunFolder
 
     frozen = load_plan(plan)
+    store = store_for(tracking_uri, None, out)
     run = RunFolder.of(frozen, out)
     with progress_shown() as progress:
         found = pilot.monitor(frozen, run, new, data, progress)
     failure = None
     try:
-        pilot.track_looks(run, store_in(out))
+        pilot.track_looks(run, store)
     except PilotError as error:
         failure = error
     if as_json:

@@ -144,9 +144,16 @@ class Leg:
     served_p95_ms: float | None = None
     """Shadow: the same of the incumbent's answer."""
     energy_joules: float | None = None
-    """What the accelerator's counter rose by, over `rows` rows."""
+    """What the accelerator's counter rose by, over `timed` rows."""
+    timed_rows: int | None = None
+    """Rows that `seconds` and `energy_joules` are over; None where these are all `rows`."""
     submodule_rates: Mapping[str, float] = field(default_factory=dict)
     """Share of steps that ran each sub-module, named such as ``layer 0 gated_attention``."""
+
+    @property
+    def timed(self) -> int | None:
+        """Rows that `seconds` and `energy_joules` are over."""
+        return self.rows if self.timed_rows is None else self.timed_rows
 
 
 @dataclass(frozen=True, kw_only=True)

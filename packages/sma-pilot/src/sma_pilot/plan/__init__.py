@@ -10,7 +10,14 @@ from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import Border, LogSource, Slices
 from sma_pilot.plan.monitor import MonitorPlan
 from sma_pilot.plan.replay import ReplayPlan, ServerPlan
-from sma_pilot.plan.savings import Appraisal, Capacity, Efficiency, Money, Price
+from sma_pilot.plan.savings import (
+    Appraisal,
+    Capacity,
+    Efficiency,
+    FallbackPrice,
+    Money,
+    Price,
+)
 from sma_pilot.plan.stages import StageKind, StagePlan
 from sma_pilot.plan.task import TASKS_OF_METRIC, Quality, Task
 from sma_pilot.plan.values import Duration, Moment, Section, format_duration, parse_duration
@@ -24,6 +31,7 @@ __all__ = [
     "Capacity",
     "Duration",
     "Efficiency",
+    "FallbackPrice",
     "GuardPlan",
     "LogSource",
     "Moment",

@@ -199,11 +199,15 @@ def _over_looks(legs: list[Leg]) -> Leg:
     most = max(legs, key=lambda leg: (leg.peak_rss_bytes or 0) - (leg.baseline_rss_bytes or 0))
     seconds = sum(leg.seconds or 0.0 for leg in legs)
     measured = any(leg.rows_per_second is not None for leg in legs)
+    timed = sum(leg.timed or 0 for leg in legs)
+    joules = [leg.energy_joules for leg in legs if leg.energy_joules is not None]
     return replace(
         most,
         rows=rows,
         seconds=seconds,
-        rows_per_second=rows / seconds if measured and seconds > 0 else None,
+        rows_per_second=timed / seconds if measured and seconds > 0 else None,
+        energy_joules=sum(joules) if len(joules) == len(legs) else None,
+        timed_rows=timed,
         peak_cuda_bytes=largest([leg.peak_cuda_bytes for leg in legs]),
         activation_rate=mean([leg.activation_rate for leg in legs]),
         score_difference=largest([leg.score_difference for leg in legs]),
