@@ -15,6 +15,8 @@ from sma_pilot.report.entries import (
     DECISION_TAG,
     GATE_SECTION,
     KIND_TAG,
+    LOOK_TAG,
+    RECOMMENDATION_TAG,
     SIGNED_BY_TAG,
     VERDICT_TAG,
 )
@@ -26,10 +28,13 @@ _TAGS = (VERDICT_TAG, DECISION_TAG, SIGNED_BY_TAG, ARM_TAG, KIND_TAG)
 # Sections of the page: kind and columns of its charts, and how the names of its metrics begin.
 _PILOTS = f"{GATE_SECTION}/"
 _LOOKS = "Each limit of the plan, look by look"
+_AFTER = "After the go, look by look"
+_AFTER_TAGS = (LOOK_TAG, RECOMMENDATION_TAG)
 _SECTIONS: Mapping[str, tuple[str, int, Sequence[str]]] = {
     # Two columns put each figure beside its limit.
     "Limits of the plan, pilot by pilot": ("BAR", 2, [_PILOTS]),
     _LOOKS: ("LINE", 2, []),
+    _AFTER: ("LINE", 2, []),
     "Quality of each arm": (
         "BAR",
         3,
@@ -64,7 +69,13 @@ def view_link(experiment_id: str) -> str:
     return f"#/experiments/{experiment_id}/runs?{query}"
 
 
-def shared_view(pilot: Iterable[str], arms: Iterable[str], *, looks: bool = False) -> str:
+def shared_view(
+    pilot: Iterable[str],
+    arms: Iterable[str],
+    *,
+    looks: bool = False,
+    watched: Iterable[str] = (),
+) -> str:
     """Return the view's JSON text.
 
     Parameters
@@ -73,8 +84,10 @@ def shared_view(pilot: Iterable[str], arms: Iterable[str], *, looks: bool = Fals
         Names of the metrics that runs of pilots and of arms have.
     looks : bool
         Whether the metrics of pilots are curves over looks.
+    watched : iterable of str
+        Metrics of the looks after a go; none where there was none.
     """
-    pilot = list(pilot)
+    pilot, watched = list(pilot), list(watched)
     limits = [name for name in pilot if name.startswith(_PILOTS)]
     limits = sorted(name for name in limits if not name.endswith(("_low", "_high")))
     known = [*limits, *sorted(arms)]
@@ -88,6 +101,9 @@ def shared_view(pilot: Iterable[str], arms: Iterable[str], *, looks: bool = Fals
             trends = [[n for n in pilot if n in _with_limit(gate)] for gate in gates]
             charts += [_chart(kind, trend, section) for trend in trends]
             names = gates
+        if title == _AFTER:
+            charts += [_chart(kind, _with_limit(name), section) for name in watched]
+            names = watched
         sections.append(
             {
                 "uuid": section,
@@ -108,7 +124,7 @@ def shared_view(pilot: Iterable[str], arms: Iterable[str], *, looks: bool = Fals
         "startTime": "ALL",
         "datasetsFilter": [],
         "selectedColumns": [
-            *(f"tags.`{name}`" for name in _TAGS),
+            *(f"tags.`{name}`" for name in (*_TAGS, *(_AFTER_TAGS if watched else ()))),
             *(f"metrics.`{name}`" for name in limits if not name.endswith("_limit")),
         ],
         "runsHiddenMode": "FIRST_20_RUNS",

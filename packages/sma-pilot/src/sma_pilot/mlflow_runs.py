@@ -1,6 +1,6 @@
 """Runs of an MLflow store: found by tags, written in few calls, brought up to date in place.
 
-What `tracking` is made of; the two alone import mlflow.
+What `tracking` is made of, and `mlflow_looks`; it and `tracking` alone import mlflow.
 """
 
 import math
@@ -26,12 +26,16 @@ with warnings.catch_warnings():
 
 from sma_pilot.dashboard import VIEW_TAG, shared_view, view_link
 from sma_pilot.plan import Plan
-from sma_pilot.report.entries import ARM_TAG, PLAN_TAG, STAGE_TAG, Entries
+from sma_pilot.report.entries import ARM_TAG, LOOK_TAG, PLAN_TAG, STAGE_TAG, Entries
 from sma_pilot.report.markdown import escape_markdown
+from sma_pilot.report.monitor_entries import look_metrics
 from sma_pilot.report.svg import Drawing
 from sma_pilot.store import artifacts_beside, check_database, database_of, store_uri
 
 NOTE_TAG = "mlflow.note.content"
+PARENT_TAG = "mlflow.parentRunId"
+MOST_TAG = 8000
+"""Characters of a run's tag that MLflow keeps."""
 _MOST_VIEW = 20_000  # characters of an experiment's tag that MLflow accepts
 _MOST_METRICS = 1000  # of one batch
 _MOST_PARAMS = 100
@@ -73,8 +77,15 @@ class RunWriter:
             [self._experiment.experiment_id],
             filter_string=f"tags.`{PLAN_TAG}` = '{self._plan.digest}'",
         )
-        own = [run for run in found if run.data.tags.get(STAGE_TAG, "") == self._stage]
-        return {run.data.tags.get(ARM_TAG, ""): run for run in own}
+        self._is_watched = any(LOOK_TAG in run.data.tags for run in found)
+        keys = [(self._key(run.data.tags), run) for run in found]
+        return {key: run for key, run in keys if key is not None}
+
+    def _key(self, tags: Mapping[str, str]) -> str | None:
+        """Return what a run is called here, by its tags; None for one that others write."""
+        if LOOK_TAG in tags or tags.get(STAGE_TAG, "") != self._stage:
+            return None
+        return tags.get(ARM_TAG, "")
 
     def _run(self, arm: str, name: str, entries: Entries) -> Run:
         run = self._runs.get(arm)
@@ -152,7 +163,8 @@ class RunWriter:
         name, about = escape_markdown(plan.name), escape_markdown(plan.description)
         note = f"**{name}** [charts of pilots and arms]({view_link(experiment_id)}) {about}"
         self._client.set_experiment_tag(experiment_id, NOTE_TAG, note)
-        view = shared_view(gates, arms, looks=looks)
+        watched = look_metrics(plan) if self._is_watched else ()
+        view = shared_view(gates, arms, looks=looks, watched=watched)
         if len(view) <= _MOST_VIEW:
             self._client.set_experiment_tag(experiment_id, VIEW_TAG, view)
 

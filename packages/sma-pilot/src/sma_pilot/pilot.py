@@ -6,7 +6,9 @@ command line parses and prints; everything it can do is here.
 """
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from sma_core import CheckpointError, DatasetError, PreparedDataset
@@ -19,11 +21,14 @@ from sma_pilot.errors import DecisionError, RunError, TrackingError
 from sma_pilot.judge.result import Result
 from sma_pilot.judge.verdict import judge as judge_measurements
 from sma_pilot.logs.windows import prepare as prepare_dataset
+from sma_pilot.monitor.course import Monitored, take_looks
+from sma_pilot.monitor.look import read_looks
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
 from sma_pilot.replay.measurements_io import load_measurements
 from sma_pilot.replay.runner import replay as replay_arms
 from sma_pilot.replay.sharding import Sharding
+from sma_pilot.report.monitor import write_monitor_page
 from sma_pilot.report.page import write_report
 from sma_pilot.report.stages import write_stages_report
 from sma_pilot.run_folder import RunFolder, write_json
@@ -76,7 +81,10 @@ def track(run: RunFolder, store: str) -> str:
     """
     from sma_pilot.tracking import track as track_run  # MLflow takes seconds to import
 
-    return track_run(run.root, store, run.stage)
+    run_id = track_run(run.root, store, run.stage)
+    if run.monitor.is_dir():
+        track_looks(RunFolder(run.root), store)
+    return run_id
 
 
 def sign(
@@ -105,9 +113,35 @@ def sign(
 def verify(run: RunFolder, record: str | None, on_progress: OnProgress) -> Verification:
     """Find what was changed in a run folder since it was signed.
 
-    In a pilot in stages, all that were signed are verified, each against its newest decision.
+    In a pilot in stages, all that were signed are verified, each against its newest decision. The
+    looks of a monitor are checked, too, against each other and their own hashes.
     """
-    return verify_run(run, record, on_progress)
+    found = verify_run(run, record, on_progress)
+    if run.stage is not None:
+        return found
+    looks, faults = read_looks(run)
+    return replace(found, looks=len(looks), look_faults=faults)
+
+
+def monitor(
+    plan: Plan, run: RunFolder, log: Sequence[str], data: Path, on_progress: OnProgress
+) -> Monitored:
+    """Look at what came after a signed go, and write the page of all looks.
+
+    See `sma_pilot.monitor.course.take_looks` for the parameters and the errors. `track_looks`
+    shows the looks in MLflow.
+    """
+    found = take_looks(plan, run, log, data, on_progress)
+    on_progress("report", 0, None)
+    write_monitor_page(plan, run, found.chain)
+    return found
+
+
+def track_looks(run: RunFolder, store: str) -> None:
+    """Record the looks of a monitor in the MLflow store, one run each."""
+    from sma_pilot.tracking import track_looks as track_all  # MLflow takes seconds to import
+
+    track_all(run.path, store)
 
 
 def standing(run: RunFolder) -> Standing:

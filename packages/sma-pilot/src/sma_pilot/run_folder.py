@@ -127,6 +127,16 @@ class RunFolder:
         """One record a signed decision."""
         return self.path / "decisions"
 
+    @property
+    def monitor(self) -> Path:
+        """The looks after a go; no decision rests on them, so none is signed over them."""
+        return self.root / "monitor"
+
+    @property
+    def monitor_page(self) -> Path:
+        """The page of these looks."""
+        return self.monitor / "monitor.html"
+
     def name_of(self, path: Path) -> str:
         """Return the name of a file in the pilot's folder, as decisions list it."""
         return path.relative_to(self.root).as_posix()
@@ -151,14 +161,36 @@ class RunFolder:
             self.report,
         )
 
+    @staticmethod
+    def name_for(plan: Plan) -> str:
+        """Return the name of the plan's folder."""
+        return f"{plan.name}-{plan.digest[:8]}"
+
     @classmethod
     def create(cls, plan: Plan, root: Path) -> "RunFolder":
         """Return the plan's folder under `root`, made if it is not there, its plan frozen in it."""
-        run = cls(root / f"{plan.name}-{plan.digest[:8]}")
+        run = cls(root / cls.name_for(plan))
         if not run.plan.exists():
             write_json(run.plan, {"digest": plan.digest, "plan": plan.model_dump(mode="json")})
         run.load_plan()
         return run
+
+    @classmethod
+    def of(cls, plan: Plan, root: Path) -> "RunFolder":
+        """Return the plan's existing folder under `root`.
+
+        Raises
+        ------
+        RunError
+            When there is none: the pilot was not run, elsewhere, or by another plan.
+        """
+        path = root / cls.name_for(plan)
+        if not path.is_dir():
+            raise RunError(
+                f"{path}: not there; no pilot was run by this very plan with --out {root}. A plan "
+                "that was changed since is another one: give the one that was signed"
+            )
+        return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":

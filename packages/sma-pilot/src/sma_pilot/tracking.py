@@ -18,7 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from sma_pilot.mlflow_runs import NOTE_TAG, RunWriter  # the first import of mlflow, and sets it up
+from sma_pilot.mlflow_runs import (  # the first import of mlflow, and sets it up
+    MOST_TAG,
+    NOTE_TAG,
+    PARENT_TAG,
+    RunWriter,
+)
 
 with warnings.catch_warnings():
     # Of its own type hints and of its own database code: nothing that a user could mend.
@@ -42,6 +47,8 @@ from sma_pilot.decision.record import Decision
 from sma_pilot.decision.verification import verify
 from sma_pilot.errors import RunError, TrackingError
 from sma_pilot.judge.measurements import CANDIDATE
+from sma_pilot.mlflow_looks import LooksRecorder
+from sma_pilot.monitor.look import load_looks
 from sma_pilot.registry import register
 from sma_pilot.report.entries import (
     PLAN_TAG,
@@ -60,9 +67,7 @@ from sma_pilot.stages.standing import Standing, standing
 from sma_pilot.tracking_server import printable, require_answer
 
 WEIGHTS_TAG = "sma.weights_sha256"
-_PARENT_TAG = "mlflow.parentRunId"
-_MOST_TAG = 8000  # characters of a run's tag that MLflow keeps
-_MOST_DECISIONS = 3000  # of these, for who signed what
+_MOST_DECISIONS = 3000  # of the characters of a tag, for who signed what
 
 
 def track(run_path: Path, store: str, stage: str | None = None) -> str:
@@ -92,8 +97,7 @@ def track(run_path: Path, store: str, stage: str | None = None) -> str:
         When no server answers, or the store cannot be opened or written. A run of the pilot that
         was begun then ends as ``FAILED``, and tracking again mends it.
     """
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    _quieten()
     run = RunFolder.open(run_path)
     staged = run.stage is None and bool(run.load_plan().stages)
     evidence = None if staged else Evidence.read(run_path)
@@ -107,6 +111,48 @@ def track(run_path: Path, store: str, stage: str | None = None) -> str:
             printable(f"{store}: {run_path} cannot be recorded: {error}; ", store)
             + "mend the store and run `sma-pilot track` again"
         ) from error
+
+
+def track_looks(run_path: Path, store: str) -> list[str]:
+    """Record the looks after a go in MLflow, one run each, or bring their records up to date.
+
+    Parameters
+    ----------
+    run_path : Path
+        The run folder.
+    store : str
+        As of `track`.
+
+    Returns
+    -------
+    list of str
+        Ids of their runs, the first look first.
+
+    Raises
+    ------
+    RunError
+        When a look was changed, or is missing.
+    TrackingError
+        When the store cannot be opened or written.
+    """
+    run = RunFolder.open(run_path)
+    looks = load_looks(run).looks
+    if not looks:
+        return []
+    _quieten()
+    require_answer(store)
+    try:
+        return LooksRecorder(run, store).record(looks)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            printable(f"{store}: the looks of {run_path} cannot be recorded: {error}; ", store)
+            + "mend the store and run `sma-pilot track` again"
+        ) from error
+
+
+def _quieten() -> None:
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 class _StagesRecorder(RunWriter):
@@ -127,7 +173,7 @@ class _StagesRecorder(RunWriter):
             self._log(pilot, entries)
             drawings = {} if drawing is None else {drawing.name: drawing}
             self._log_files_and_plots(pilot, (folder.report, folder.plan), drawings)
-            note = standing_markdown(now, folder.path.name, _MOST_TAG)
+            note = standing_markdown(now, folder.path.name, MOST_TAG)
             self._client.set_tag(pilot.info.run_id, NOTE_TAG, note)
             arms: set[str] = set()
             for place, own in enumerate(now.stages):
@@ -192,7 +238,7 @@ class _Recorder(RunWriter):
                     self._log(run, one, model)
                     if logs_model:
                         self._register(run, model)
-                    self._client.set_tag(run.info.run_id, _PARENT_TAG, pilot.info.run_id)
+                    self._client.set_tag(run.info.run_id, PARENT_TAG, pilot.info.run_id)
             self._describe(pilot, entries)
         return pilot.info.run_id
 
@@ -301,10 +347,10 @@ class _Recorder(RunWriter):
 
     def _describe(self, pilot: Run, entries: Entries) -> None:
         run_id, decision = pilot.info.run_id, self._decision_note()
-        verdict = verdict_markdown(self._evidence.result, _MOST_TAG - len(decision) - 2)
+        verdict = verdict_markdown(self._evidence.result, MOST_TAG - len(decision) - 2)
         self._client.set_tag(run_id, NOTE_TAG, f"{decision}\n\n{verdict}".lstrip())
         if self._parent is not None:
-            self._client.set_tag(run_id, _PARENT_TAG, self._parent.info.run_id)
+            self._client.set_tag(run_id, PARENT_TAG, self._parent.info.run_id)
         elif not self._stage:
             self._describe_experiment(entries.metrics, self.arm_metrics)
 

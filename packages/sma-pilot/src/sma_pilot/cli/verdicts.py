@@ -160,6 +160,8 @@ def verify(
 ) -> None:
     """Tell whether any file of a signed run was changed since; exits with 1 when one was.
 
+    So it does when a look of its monitor was.
+
     Of a pilot in stages, all that were signed are verified, or the one that is named.
 
     Example: `sma-pilot verify runs/smd-1a2b3c4d`
@@ -172,7 +174,7 @@ def verify(
     with progress_shown() as progress:
         found = pilot.verify(folder, record, progress)
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
-    if not found.is_intact:
+    if not found.is_intact or found.look_faults:
         raise typer.Exit(CHANGED)
 
 

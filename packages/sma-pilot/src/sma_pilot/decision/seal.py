@@ -13,8 +13,9 @@ from sma_pilot.run_folder import RunFolder
 def seal(run: RunFolder, on_progress: OnProgress) -> dict[str, str]:
     """Return the SHA-256 of each file of the run folder by its path in it.
 
-    Its own records of decisions are left out, they have a chain of their own; so are hidden files,
-    which nothing reads. Linked folders are followed. Of a stage it is what its decision rests on.
+    Its own records of decisions are left out, and the looks of a monitor: they have chains of their
+    own. So are hidden files, which nothing reads. Linked folders are followed. Of a stage it is
+    what its decision rests on.
 
     Raises
     ------
@@ -43,10 +44,11 @@ def _files(run: RunFolder) -> Iterator[Path]:
 
 
 def _within(part: Path, run: RunFolder) -> Iterator[Path]:
+    chained = (run.decisions, run.monitor)
     for place, folders, names in os.walk(part, followlinks=True):
         folder = Path(place)
         folders[:] = [
-            name for name in folders if not name.startswith(".") and folder / name != run.decisions
+            name for name in folders if not name.startswith(".") and folder / name not in chained
         ]
         yield from (
             folder / name

@@ -27,6 +27,10 @@ class Verification:
         Files of the run folder, held against the newest decision.
     faults : tuple of str
         What is wrong with the records themselves, a sentence each.
+    looks : int
+        Looks of the monitor, which follow a decision and are no part of it.
+    look_faults : tuple of str
+        What is wrong with them.
     """
 
     decisions: tuple[Decision, ...]
@@ -35,6 +39,8 @@ class Verification:
     missing: tuple[str, ...]
     new: tuple[str, ...]
     faults: tuple[str, ...]
+    looks: int = 0
+    look_faults: tuple[str, ...] = ()
 
     @property
     def is_intact(self) -> bool:
@@ -51,8 +57,9 @@ class Verification:
             ],
             **{
                 name: list(getattr(self, name))
-                for name in ("unchanged", "changed", "missing", "new", "faults")
+                for name in ("unchanged", "changed", "missing", "new", "faults", "look_faults")
             },
+            "looks": self.looks,
         }
 
     def to_text(self) -> str:
@@ -67,11 +74,16 @@ class Verification:
                 f"signed   {own.decision} by {printable(own.by)}, {own.moment}{against}\n"
                 f"         record {own.sha256}"
             )
+        lines += [f"looks    {printable(fault, 400)}" for fault in self.look_faults]
+        if self.looks and not self.look_faults:
+            lines.append(f"looks    {self.looks} of the monitor, as they were taken")
         lines.append(
             "\nNothing was changed since the decision was signed."
             if self.is_intact
             else "\nThis is NOT the run that was signed."
         )
+        if self.look_faults:
+            lines.append("The looks of the monitor are NOT those that were taken.")
         return "\n".join(lines)
 
 
@@ -113,16 +125,18 @@ def verify(
         raise RunError(f"{run.path}: nobody has signed this run; `sma-pilot sign` does")
     if record is not None and not any(own.sha256.startswith(record) for own in decisions):
         faults.append(f"no record has the hash {record}: it was removed, or written anew")
-    files = {
-        kind: {name for one in found for name in getattr(one, kind)}
-        for kind in ("unchanged", "changed", "missing", "new")
-    }
-    # What one stage's decision finds wrong is wrong, though an earlier one never knew the file.
-    files["unchanged"] -= files["changed"] | files["missing"] | files["new"]
+    kinds = ("unchanged", "changed", "missing", "new")
+    unchanged, changed, missing, new = (
+        {name for one in found for name in getattr(one, kind)} for kind in kinds
+    )
     return Verification(
         decisions=decisions,
+        # What one stage's decision finds wrong is wrong, though an earlier one never knew the file.
+        unchanged=tuple(sorted(unchanged - changed - missing - new)),
+        changed=tuple(sorted(changed)),
+        missing=tuple(sorted(missing)),
+        new=tuple(sorted(new)),
         faults=tuple(faults),
-        **{kind: tuple(sorted(names)) for kind, names in files.items()},
     )
 
 

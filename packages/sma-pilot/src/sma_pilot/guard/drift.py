@@ -18,6 +18,7 @@ References
    Journal of Risk Model Validation 14 (4), 2020.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sma_core.dataset import Split
+from sma_core.dataset import DatasetCard, Rows, Split
 from sma_core.model import Inputs
 from sma_pilot.progress import OnProgress
 
@@ -60,23 +61,34 @@ class DriftReference:
     @classmethod
     def of(cls, train: Split, on_progress: OnProgress) -> Self:
         """Count the training slice, in one pass and bounded memory."""
-        numeric = [channel.name for channel in train.card.numeric]
-        categorical = train.card.categorical
+
+        def pieces() -> Iterator[Rows]:
+            for start in range(0, train.rows, _READ_ROWS):
+                on_progress("count training rows", start, train.rows)
+                yield train.read(start, min(start + _READ_ROWS, train.rows))
+            on_progress("count training rows", train.rows, train.rows)
+
+        return cls.of_rows(train.card, pieces())
+
+    @classmethod
+    def of_rows(cls, card: DatasetCard, pieces: Iterable[Rows]) -> Self:
+        """Count rows of any slice, given piece by piece."""
+        numeric = [channel.name for channel in card.numeric]
+        categorical = card.categorical
         fine = np.zeros((len(numeric), _FINE + 1), np.int64)
         counts = [np.zeros(len(channel.vocabulary), np.int64) for channel in categorical]
-        for start in range(0, train.rows, _READ_ROWS):
-            on_progress("count training rows", start, train.rows)
-            rows = train.read(start, min(start + _READ_ROWS, train.rows))
+        total = 0
+        for rows in pieces:
             values, categories = _arrays(rows.numeric, rows.categorical)
             for own, column in zip(fine, _fine(values).T, strict=True):
                 own += np.bincount(column, minlength=_FINE + 1)
             for own, column in zip(counts, categories.T, strict=True):
                 own += np.bincount(column, minlength=len(own))
-        on_progress("count training rows", train.rows, train.rows)
+            total += len(rows.time)
         tables = [tenths(own) for own in fine] + [_common(own) for own in counts]
         width = max([BINS + 1, *(int(table.max(initial=0)) + 1 for table in tables)])
         share = [
-            np.bincount(table[: len(own)], weights=own, minlength=width) / max(train.rows, 1)
+            np.bincount(table[: len(own)], weights=own, minlength=width) / max(total, 1)
             for table, own in zip(tables, [*fine, *counts], strict=True)
         ]
         return cls(
@@ -98,6 +110,26 @@ class DriftReference:
             for table, column in zip(self.tables, found, strict=True)
         ]
         return np.stack(bins, 1)
+
+    def indices(self, pieces: Iterable[Inputs]) -> NDArray[np.float64]:
+        """Return the index of every channel, float64 [D], over all rows of `pieces` together."""
+        counts = np.zeros(self.share.shape, np.int64)
+        for rows in pieces:
+            for own, column in zip(counts, self.bins(rows).T, strict=True):
+                own += np.bincount(column, minlength=self.share.shape[1])
+        return stability_index(counts, self.share)
+
+
+def stability_index(counts: NDArray[np.int64], share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the population stability index [D] of rows in bins [D, B] against their shares.
+
+    Half a row stands in every bin, on both sides: what the reference never saw would be infinitely
+    far.
+    """
+    rows, width = counts.sum(1, keepdims=True), share.shape[1]
+    seen = (counts + 0.5) / (rows + 0.5 * width)
+    expected = (rows * share + 0.5) / (rows + 0.5 * width)
+    return ((seen - expected) * np.log(seen / expected)).sum(1)
 
 
 def _arrays(

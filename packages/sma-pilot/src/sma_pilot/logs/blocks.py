@@ -1,6 +1,6 @@
 """Pieces of a staged log as arrays: cut into slices and sequences, unusable values removed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sma_pilot.logs.slices import OUTSIDE, Borders, SequenceCutter
 from sma_pilot.logs.staging import StagedLog
+from sma_pilot.logs.vocabulary import Vocabulary
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -46,6 +47,19 @@ class Block:
     starts: NDArray[np.bool_]
     gaps: NDArray[np.bool_]
     unusable: NDArray[np.int64]
+
+    def coded(self, vocabularies: Sequence[Vocabulary]) -> NDArray[np.int32] | None:
+        """Return the categorical channels as places in their vocabularies, int32 [T, K].
+
+        None where there is no such channel.
+        """
+        if not vocabularies:
+            return None
+        columns = [
+            vocabulary.encode(words)
+            for words, vocabulary in zip(self.categorical, vocabularies, strict=True)
+        ]
+        return np.stack(columns, axis=1)
 
 
 def blocks(staged: StagedLog, borders: Borders, max_gap: int) -> Iterator[Block]:

@@ -137,7 +137,7 @@ class Tally:
     def vocabularies(self) -> list[Vocabulary]:
         """Return the values of each categorical channel, from training alone."""
         return [
-            Words(words)
+            Words.of(words)
             if self._text is None or name != self._columns.text
             else Templates(words, self._text)
             for name, words in zip(self._columns.categorical, self.words, strict=True)

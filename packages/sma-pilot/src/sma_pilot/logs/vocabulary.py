@@ -1,7 +1,7 @@
 """The values of a categorical channel: words as they stand, or the templates of a text."""
 
 from collections import Counter
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import polars as pl
@@ -28,18 +28,23 @@ class Vocabulary(Protocol):
 
 
 class Words:
-    """Words as they stand in the log, the commonest of training.
+    """Words as they stand in the log.
 
     Parameters
     ----------
-    counts : Counter
-        How often training has each word.
+    values : tuple of str
+        `UNKNOWN_VALUE`, then the words that are known.
     """
 
-    def __init__(self, counts: Counter[str]) -> None:
+    def __init__(self, values: tuple[str, ...]) -> None:
+        self.values = values
+
+    @classmethod
+    def of(cls, counts: Counter[str]) -> Self:
+        """Keep the commonest, given how often training has each word."""
         common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         kept = sorted(word for word, _ in common[: MAX_VOCABULARY - 1] if word != UNKNOWN_VALUE)
-        self.values = (UNKNOWN_VALUE, *kept)
+        return cls((UNKNOWN_VALUE, *kept))
 
     def encode(self, words: pl.Series) -> NDArray[np.int32]:
         """See `Vocabulary.encode`."""

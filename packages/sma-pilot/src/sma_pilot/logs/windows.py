@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sma_core import CategoricalChannel, DatasetWriter, NumericChannel, PreparedDataset
 from sma_pilot.errors import LogError, RunError
@@ -190,7 +189,7 @@ class _RowWriter:
             label = self._classes.label_of(block)
             target = self._classes.target_of(label)
         numeric = self._scaler.apply(block.entity, block.numeric)
-        categorical = self._encode(block)
+        categorical = block.coded(self._vocabularies)
         if self._task.by_session and categorical is not None:
             target = next_event(categorical[:, 0], block.label, block.starts)
         cuts = np.flatnonzero(block.starts)
@@ -209,15 +208,6 @@ class _RowWriter:
                 target=None if target is None else target[start:stop],
                 continued=not block.starts[start],
             )
-
-    def _encode(self, block: Block) -> NDArray[np.int32] | None:
-        if not self._vocabularies:
-            return None
-        coded = [
-            vocabulary.encode(words)
-            for words, vocabulary in zip(block.categorical, self._vocabularies, strict=True)
-        ]
-        return np.stack(coded, axis=1)
 
 
 def _take_tally(

@@ -8,6 +8,7 @@ from sma_pilot.plan.arms import ArmPlan, Arms
 from sma_pilot.plan.document import Plan, load_plan, parse_plan
 from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import Border, LogSource, Slices
+from sma_pilot.plan.monitor import MonitorPlan
 from sma_pilot.plan.replay import ReplayPlan, ServerPlan
 from sma_pilot.plan.savings import (
     Appraisal,
@@ -38,6 +39,7 @@ __all__ = [
     "Mask",
     "Moment",
     "Money",
+    "MonitorPlan",
     "Plan",
     "Price",
     "Quality",

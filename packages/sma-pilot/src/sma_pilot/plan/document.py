@@ -13,6 +13,7 @@ from sma_pilot.errors import PlanError
 from sma_pilot.plan.arms import TASKS_OF_ARM, ArmPlan, Arms
 from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import LogSource, Slices
+from sma_pilot.plan.monitor import MonitorPlan
 from sma_pilot.plan.replay import ReplayPlan
 from sma_pilot.plan.savings import Efficiency, Money
 from sma_pilot.plan.stages import StagePlan, check_stages
@@ -37,6 +38,8 @@ class Plan(Section):
     replay: ReplayPlan = ReplayPlan()
     guard: GuardPlan | None = None
     stages: tuple[StagePlan, ...] = ()
+    monitor: MonitorPlan | None = None
+    """None: the defaults of `MonitorPlan`."""
     _frozen: str = PrivateAttr(default="")
 
     @model_validator(mode="after")
@@ -188,7 +191,10 @@ class Plan(Section):
         """
         if self._frozen:
             return self._frozen
-        document = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        content = self.model_dump(mode="json")
+        if self.monitor is None:
+            del content["monitor"]  # a plan that was frozen before there was one keeps its digest
+        document = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(document.encode()).hexdigest()
 
 

@@ -55,7 +55,7 @@ def _load(folder: Path) -> Measurements:
             slice_name: {arm: read_scores(folder, arm, slice_name) for arm in arms}
             for slice_name in SLICES
         }
-        latency = {arm: _latency(folder, arm) for arm in arms}
+        latency = {arm: read_latency(folder, arm) for arm in arms}
     except (OSError, pl.exceptions.PolarsError) as error:
         raise RunError(f"{folder}: damaged ({error}); delete the folder and replay") from error
     known = {field.name for field in fields(Leg)}
@@ -242,7 +242,8 @@ def read_scores(folder: Path, arm: str, slice_name: str) -> ArmScores:
     return ArmScores(**{name: frame[name].to_numpy() for name in frame.columns})
 
 
-def _latency(folder: Path, arm: str) -> LatencySample:
+def read_latency(folder: Path, arm: str) -> LatencySample:
+    """Read one arm's single-stream service times from a replay folder, finished or not."""
     frame = (
         _parts(folder / "latency", arm)
         .select(

@@ -26,6 +26,8 @@ PLAN_TAG = "sma.plan_digest"
 ARM_TAG = "sma.arm"
 STAGE_TAG = "sma.stage"
 STATE_TAG = "sma.state"
+LOOK_TAG = "sma.look"
+RECOMMENDATION_TAG = "sma.recommendation"
 KIND_TAG = "sma.kind"
 FINGERPRINT_TAG = "sma.fingerprint"
 VERDICT_TAG = "sma.verdict"
@@ -89,7 +91,7 @@ def pilot_entries(evidence: Evidence, *, unchanged: bool = True) -> Entries:
         # Pages list metrics and tags in this order: what decides comes first.
         metrics={
             **{name: value for kpi in gates for name, value in _against_limit(kpi)},
-            **{_name(kpi.name): kpi.value for kpi in compared if kpi.value is not None},
+            **{metric_name(kpi.name): kpi.value for kpi in compared if kpi.value is not None},
         },
         params=plan_params(plan),
         tags={
@@ -114,7 +116,7 @@ def plan_params(plan: Plan) -> dict[str, str]:
             del arm["components"]
     if not settings["stages"]:
         del settings["stages"]
-    return {_name(name): value for name, value in _leaves(settings)}
+    return {metric_name(name): value for name, value in _leaves(settings)}
 
 
 def gate_curves(results: Mapping[int, Result]) -> dict[str, list[tuple[int, float]]]:
@@ -143,12 +145,12 @@ def arm_entries(evidence: Evidence, arm: str) -> Entries:
         curves = _curves(fit.get("history", []))
     return Entries(
         metrics={
-            _name(f"{kpi.name.split('/')[0]}/{kpi_topic(kpi)}"): kpi.value
+            metric_name(f"{kpi.name.split('/')[0]}/{kpi_topic(kpi)}"): kpi.value
             for kpi in evidence.result.kpis
             if kpi.arm == arm and kpi.value is not None
         },
         curves=curves,
-        params={_name(name): value for name, value in params.items()},
+        params={metric_name(name): value for name, value in params.items()},
         tags={
             PLAN_TAG: evidence.plan.digest,
             ARM_TAG: arm,
@@ -160,7 +162,7 @@ def arm_entries(evidence: Evidence, arm: str) -> Entries:
 
 
 def _gate_name(kpi: Kpi) -> str:
-    return _name(kpi.name).replace("/", "_")
+    return metric_name(kpi.name).replace("/", "_")
 
 
 def _paybacks(result: Result) -> Iterator[tuple[str, str]]:
@@ -203,5 +205,6 @@ def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, text
 
 
-def _name(name: str) -> str:
+def metric_name(name: str) -> str:
+    """Return `name` without the characters that the store takes in no name."""
     return _FOREIGN.sub("_", name)

@@ -134,6 +134,7 @@ _COUNTED = (
     "entities",
     "fallbacks",
     "looks",
+    "sub-modules",
 )
 _TIMES = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
