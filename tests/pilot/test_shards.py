@@ -1,6 +1,5 @@
 """A replay in shards is the replay, byte for byte, whatever was split, stopped or lost."""
 
-import gc
 import shutil
 import sys
 from dataclasses import replace
@@ -64,18 +63,6 @@ def quick_plan() -> Plan:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> PreparedDataset:
     return make_dataset(tmp_path_factory.mktemp("many") / "dataset", many_machines())
-
-
-@pytest.fixture(autouse=True)
-def settled():
-    """What a replay does for minutes of work, done for good: these take less than a collection."""
-    gc.freeze()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def thawed():
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
