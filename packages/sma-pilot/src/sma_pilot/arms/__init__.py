@@ -4,9 +4,13 @@ from pathlib import Path
 
 from sma_core.dataset import PreparedDataset
 from sma_pilot.arms.base import Arm, Decisions, Scorer, Scores
+from sma_pilot.arms.estimator import SklearnArm
+from sma_pilot.arms.kmeans import KMeansArm
 from sma_pilot.arms.logistic import LogisticArm
-from sma_pilot.arms.neural import CheckpointArm, DenseTwinArm, SMAArm, TransformerArm
+from sma_pilot.arms.neural import CheckpointArm, DenseTwinArm, GRUArm, SMAArm, TransformerArm
 from sma_pilot.arms.pca import PCAArm
+from sma_pilot.arms.pyfunc import PyfuncArm
+from sma_pilot.arms.recorded import RecordedArm
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
 
@@ -16,9 +20,14 @@ ARMS = {
     "sma": SMAArm,
     "dense_twin": DenseTwinArm,
     "transformer": TransformerArm,
+    "gru": GRUArm,
     "checkpoint": CheckpointArm,
     "pca": PCAArm,
+    "kmeans": KMeansArm,
     "logistic": LogisticArm,
+    "sklearn": SklearnArm,
+    "pyfunc": PyfuncArm,
+    "recorded": RecordedArm,
 }
 
 

@@ -57,6 +57,8 @@ class Quality:
     """Days of the judged slice in which any entity reported."""
     only_incumbent_scored: int
     """Judged rows that the incumbent scored and the candidate did not."""
+    only_candidate_scored: int
+    """Judged rows that the candidate scored and the incumbent did not."""
     false_alarm_difference: float | None
     """Candidate minus incumbent, a day and entity."""
     false_alarm_difference_interval: Interval | None
@@ -103,12 +105,16 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
         bins=scene.bins,
         block=block,
         observed_days=scene.observed_days,
-        only_incumbent_scored=int(
-            (~np.isnan(judged.scores[INCUMBENT]) & np.isnan(judged.scores[CANDIDATE])).sum()
-        ),
+        only_incumbent_scored=_only(judged, INCUMBENT, CANDIDATE),
+        only_candidate_scored=_only(judged, CANDIDATE, INCUMBENT),
         false_alarm_difference=difference,
         false_alarm_difference_interval=interval,
     )
+
+
+def _only(judged: AlignedSlice, scored: str, other: str) -> int:
+    """Count the rows that one arm scored and another did not."""
+    return int((~np.isnan(judged.scores[scored]) & np.isnan(judged.scores[other])).sum())
 
 
 def _statistics(arms: Mapping[str, ArmQuality], scene: Scene, plan: Plan) -> dict[str, Statistic]:

@@ -4,8 +4,9 @@
 fingerprint: each later step writes it down, and a folder made under another plan is refused.
 """
 
-from sma_pilot.plan.arms import ArmPlan, Arms
+from sma_pilot.plan.arms import ArmPlan, Arms, KMeansPlan, PCAPlan, SklearnPlan, SMAPlan
 from sma_pilot.plan.document import Plan, load_plan, parse_plan
+from sma_pilot.plan.foreign_arms import CheckpointPlan, PyfuncPlan, RecordedPlan
 from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import Border, LogSource, Slices
 from sma_pilot.plan.replay import ReplayPlan, ServerPlan
@@ -21,18 +22,25 @@ __all__ = [
     "Arms",
     "Border",
     "Capacity",
+    "CheckpointPlan",
     "Duration",
     "Efficiency",
     "GuardPlan",
+    "KMeansPlan",
     "LogSource",
     "Moment",
     "Money",
+    "PCAPlan",
     "Plan",
     "Price",
+    "PyfuncPlan",
     "Quality",
+    "RecordedPlan",
     "ReplayPlan",
+    "SMAPlan",
     "Section",
     "ServerPlan",
+    "SklearnPlan",
     "Slices",
     "StageKind",
     "StagePlan",

@@ -15,6 +15,7 @@ import torch
 from sma_core.dataset import PreparedDataset
 from sma_core.threads import compute_threads
 from sma_pilot.arms import Arm, Scorer, build_arms
+from sma_pilot.arms.recorded import RecordedScorer
 from sma_pilot.errors import RunError
 from sma_pilot.logs.slices import iso
 from sma_pilot.plan import Plan
@@ -37,16 +38,17 @@ from sma_pilot.replay.environment import environment
 from sma_pilot.replay.further import LegContext, further_legs, further_scenarios
 from sma_pilot.replay.meters import PeakMemory
 from sma_pilot.replay.offline import run_offline
+from sma_pilot.replay.recorded import copy_scores, copy_times
 from sma_pilot.replay.served import serving
 from sma_pilot.replay.single_stream import harness_ns, run_single_stream
-from sma_pilot.replay.stream import choose_stream
+from sma_pilot.replay.stream import Stream, choose_stream
 from sma_pilot.replay.timeline import Lane, Timeline, Window
 from sma_pilot.run_folder import write_json
 
 OFFLINE = "offline"
 SINGLE_STREAM = "single_stream"
 GUARDED = "guarded"
-_AGAIN = "incumbent_again"
+_AGAIN = "_again"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class LegName:
     @property
     def role(self) -> str:
         """The arm of the plan that runs under this name."""
-        return "incumbent" if self.arm == _AGAIN else self.arm
+        return self.arm.removesuffix(_AGAIN)
 
     @property
     def file(self) -> str:
@@ -77,9 +79,12 @@ def legs_of(plan: Plan) -> list[LegName]:
 
     All offline legs come first, since the streams are compared with their scores. Arms take turns
     in a new random order in every pass, so that a machine that warms up or slows down favours none.
-    A shadow stage ends with the candidate beside the incumbent, at the log's pace.
+    A shadow stage ends with the candidate beside the incumbent, at the log's pace. The incumbent
+    runs twice; if it is but recorded, the candidate does.
     """
-    arms = [*plan.named_arms(), _AGAIN]
+    run = [role for role in plan.named_arms() if not plan.is_recorded(role)]
+    twice = next((role for role in ("incumbent", "candidate") if role in run), None)
+    arms = [*plan.named_arms(), *([] if twice is None else [twice + _AGAIN])]
     shuffled = random.Random(f"{plan.seed}/order")
     legs = [LegName(arm, OFFLINE) for arm in shuffled.sample(arms, len(arms))]
     for visit in range(plan.replay.passes):
@@ -158,7 +163,8 @@ def replay(
         waiting = [leg for leg in legs if not (folder / "legs" / leg.file).exists()]
         streams = [leg for leg in legs if leg.visit is not None]
         for role in dict.fromkeys(leg.role for leg in waiting):
-            bench.rehearse(open_scorer(role))
+            if not isinstance(scorer := open_scorer(role), RecordedScorer):
+                bench.rehearse(scorer)
         with earlier_objects_settled():
             for leg in waiting:
                 if leg.scenario == SINGLE_STREAM:
@@ -230,6 +236,8 @@ class _Bench:
     def measure(self, leg: LegName, open_scorer: Callable[[str], Scorer]) -> dict[str, Any]:
         """Run a leg and return its figures, ready for JSON."""
         settings = self._plan.replay
+        if self._plan.is_recorded(leg.role):
+            return self._copy(leg, open_scorer(leg.role))
         energy = EnergyMeter(device=settings.device, clock=self._clock)
         with PeakMemory(sampled=leg.scenario == OFFLINE, device=settings.device) as memory, energy:
             scorer = open_scorer(leg.role)
@@ -258,13 +266,12 @@ class _Bench:
                     on_progress=self._on_progress,
                 )
             else:
-                size = settings.warmup_events + settings.single_stream_events
                 figures = run_single_stream(
                     leg.arm,
                     leg.visit,
                     scorer,
                     self._timeline,
-                    choose_stream(self._timeline, size, f"{self._plan.seed}/{leg.visit}"),
+                    self._stream(leg.visit),
                     self._folder,
                     chunk_rows=settings.chunk_rows,
                     warmup=settings.warmup_events,
@@ -281,6 +288,43 @@ class _Bench:
             "energy_joules": energy.joules,
             "threads": settings.threads,
         }
+
+    def _copy(self, leg: LegName, scorer: Scorer) -> dict[str, Any]:
+        """Copy what was recorded; of what nobody metered there is None."""
+        assert isinstance(scorer, RecordedScorer)  # noqa: S101  (the arm is of that kind)
+        settings = self._plan.replay
+        if leg.visit is None:
+            figures = copy_scores(
+                leg.arm,
+                scorer,
+                self._timeline,
+                self._folder,
+                chunk_rows=settings.chunk_rows,
+                on_progress=self._on_progress,
+            )
+        else:
+            figures = copy_times(
+                leg.arm,
+                leg.visit,
+                scorer,
+                self._timeline,
+                self._stream(leg.visit),
+                self._folder,
+                warmup=settings.warmup_events,
+            )
+        unknown = ("peak_rss_bytes", "baseline_rss_bytes", "peak_cuda_bytes", "energy_joules")
+        return {
+            **figures,
+            **dict.fromkeys((*unknown, "threads")),
+            "state_bytes_per_entity": scorer.state_bytes_per_entity,
+            "weight_bytes": scorer.weight_bytes,
+        }
+
+    def _stream(self, visit: int) -> Stream:
+        """Return the events of a pass: the same for every arm."""
+        settings = self._plan.replay
+        size = settings.warmup_events + settings.single_stream_events
+        return choose_stream(self._timeline, size, f"{self._plan.seed}/{visit}")
 
 
 def _by_scenario(measured: dict[LegName, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -302,7 +346,9 @@ def _over_passes(passes: list[dict[str, Any]]) -> dict[str, Any]:
     routed = [leg for leg in passes if leg["activation_rate"] is not None]
     differences = [leg["score_difference"] for leg in passes if leg["score_difference"] is not None]
     # Memory is that of the pass that took most over its own baseline.
-    most = max(passes, key=lambda leg: leg["peak_rss_bytes"] - leg["baseline_rss_bytes"])
+    most = max(
+        passes, key=lambda leg: (leg["peak_rss_bytes"] or 0) - (leg["baseline_rss_bytes"] or 0)
+    )
     return {
         **most,
         "rows": rows,

@@ -142,9 +142,12 @@ def _baseline(evidence: Evidence) -> str:
             "The plan names no simple baseline, so nothing is known of how a method without a "
             "neural network would do here."
         )
-    kind = {"pca": "PCA reconstruction error", "logistic": "logistic regression"}[arm.kind]
     headline = evidence.plan.quality.headline
-    words = [f"The simplest method that could do the job is {kind}."]
+    words = [
+        f"The simplest method that could do the job is {arm.title}."
+        if arm.simple
+        else f"Beside the two stands a third arm, {arm.title}."
+    ]
     words += [
         f"Against the candidate it loses {format_value(kpi.value, kpi.unit)} of "
         f"{headline.replace('_', ' ')} ({format_interval(kpi)}; below zero it does better)."
@@ -206,7 +209,11 @@ def _models(evidence: Evidence) -> list[dict[str, str]]:
     for arm, plan in evidence.plan.named_arms().items():
         own = evidence.quality.get(arm)
         threshold = None if own is None else own.threshold
-        settings = printable(json.dumps(plan.model), 200) if plan.model else "defaults"
+        given = plan.model_dump(
+            mode="json", exclude={"kind", "training", "simple"}, exclude_defaults=True
+        )
+        given = given.get("model", given)
+        settings = printable(json.dumps(given), 200) if given else "defaults"
         rows.append(
             {
                 "label": arm_label(arm).capitalize(),
