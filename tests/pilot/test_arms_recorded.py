@@ -112,6 +112,7 @@ def typed(tmp_path_factory):
             arguments = [command, str(folder)]
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
+    (folder,) = (root / "runs").glob("recorded-*")
     return RunFolder(folder), rows
 
 
@@ -216,7 +217,8 @@ def test_the_smallest_provable_loss_is_told_of_a_recorded_incumbent(tmp_path):
     plan = make_plan(RECORDED)
     run = RunFolder.create(plan, tmp_path / "runs")
     told = plan_pilot(plan, tmp_path, quiet, run=run)
-    assert told.to_dict()["known"]["events"] > 0
+    assert told.known.evidence is not None
+    assert told.known.evidence.events > 0
 
 
 def refused(tmp_path: Path, plan: Plan) -> None:

@@ -1,5 +1,7 @@
 """Arms that fit on rows, and the GRU: k-means, estimators of scikit-learn; streams and refusals."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from sma_pilot.arms import build_arms, fit_arms
 from sma_pilot.errors import PlanError, RunError
 from sma_pilot.targets import class_scores
 
-FOREST = {
+FOREST: dict[str, Any] = {
     "kind": "sklearn",
     "estimator": "sklearn.ensemble.IsolationForest",
     "params": {"n_estimators": 5, "max_samples": 64},
@@ -49,9 +51,9 @@ def plan_of(task: str, arm: dict, **overrides):
     return make_plan(candidate=arm, incumbent=incumbent, task=task, **overrides)
 
 
-def fit(plan, dataset, root, role: str = "candidate"):
+def fit(plan, dataset, root, role: str = "candidate") -> Any:
     """Fit one arm of a plan and open it."""
-    arm = build_arms(plan, root)[role]
+    arm: Any = build_arms(plan, root)[role]
     arm.check(dataset)
     arm.fit(dataset, root / role, quiet)
     return arm.open(root / role)
@@ -106,7 +108,7 @@ def test_weights_and_state_are_weighed(fitted, name):
     assert scorer.submodules == ()
 
 
-def numeric_rows(dataset) -> np.ndarray:
+def numeric_rows(dataset: Any) -> np.ndarray:
     split = dataset.split("train")
     return split.read(0, split.rows).numeric.numpy()
 
@@ -115,7 +117,7 @@ def test_kmeans_is_that_of_scikit_learn(tmp_path):
     dataset = make_dataset(tmp_path / "dataset", missing=False)
     scorer = fit(plan_of("forecast_anomaly", {"kind": "kmeans", "clusters": 4}), dataset, tmp_path)
     rows = numeric_rows(dataset)
-    expected = KMeans(4, n_init=4, random_state=0).fit(rows)
+    expected = KMeans(4, n_init=4, random_state=0).fit(rows)  # pyright: ignore[reportArgumentType]
     own = scores_of(scorer, Inputs(torch.from_numpy(rows[None])), [])[0]
     squares = np.square(expected.transform(rows)).min(1) / 3
     assert_close(own, torch.from_numpy(squares).float(), "float32")
@@ -144,7 +146,8 @@ def test_an_outlier_detector_scores_as_scikit_learn_does(tmp_path):
     arm = {**FOREST, "window": 1}
     scorer = fit(plan_of("forecast_anomaly", arm, seed=5), dataset, tmp_path)
     rows = numeric_rows(dataset).astype(np.float64)
-    model = IsolationForest(n_estimators=5, max_samples=64, random_state=5).fit(rows)
+    settings: dict[str, Any] = FOREST["params"]
+    model = IsolationForest(**settings, random_state=5).fit(rows)
     own = scores_of(scorer, Inputs(torch.from_numpy(rows[None]).float()), [])[0]
     assert_close(own, torch.from_numpy(-model.score_samples(rows)).float(), "float32")
 
@@ -162,16 +165,16 @@ def test_a_window_is_the_rows_before_oldest_first_and_categories_are_of_the_pres
     design = np.concatenate([padded[:-2], padded[1:-1], padded[2:], categories], 1)
     inputs = Inputs(rows.numeric[None], rows.categorical[None].long())
     own = scores_of(scorer, inputs, [])[0].numpy()
-    model = build_arms(plan_of("alarm", CLASSIFIER))["candidate"]._load(
-        tmp_path / "candidate/model.skops", ("sklearn.tree._tree.Tree",)
-    )
+    arm: Any = build_arms(plan_of("alarm", CLASSIFIER))["candidate"]
+    model = arm._load(tmp_path / "candidate/model.skops", ("sklearn.tree._tree.Tree",))
     np.testing.assert_allclose(own, model.predict_proba(design)[:, 1], rtol=1e-6)
 
 
 def test_a_remaining_life_is_taught_as_classes_or_as_a_share_of_the_horizon(tmp_path):
     dataset = make_dataset(tmp_path / "dataset", missing=False)
     rows = numeric_rows(dataset).astype(np.float64)
-    target = dataset.split("train").read(0, len(rows)).target.numpy()
+    split: Any = dataset.split("train")
+    target = split.read(0, len(rows)).target.numpy()
     base = plan_of("alarm", REGRESSOR)
     task = base.task.model_copy(update={"kind": "remaining_life"})
     quality = base.quality.model_copy(update={"headline": "mae"})

@@ -482,7 +482,7 @@ REMARK = "quality/baseline_loss_event_recall"
 def test_a_baseline_that_does_as_well_and_is_faster_is_recommended_and_decides_nothing():
     result = with_baseline(1.0, 50_000.0, 0.05)
     assert result.verdict == "go"
-    assert "PCA) does as well" in reason(result, REMARK)
+    assert "The simple baseline (PCA) does as well" in reason(result, REMARK)
     assert "consider it" in reason(result, REMARK)
 
 

@@ -75,6 +75,17 @@ def judge_latency(
     return _noise(measured, others, plan, findings)
 
 
+def is_quiet(measured: Mapping[str, ArmLatency], plan: Plan) -> bool:
+    """Tell whether an arm against itself stayed within the plan's noise band."""
+    again, _ = _again(measured, plan.efficiency.latency_percentile)
+    return again is not None and _in_band(again, plan)
+
+
+def _in_band(again: Figure, plan: Plan) -> bool:
+    band = plan.efficiency.noise_band
+    return 1 - band <= again.interval[0] and again.interval[1] <= 1 + band
+
+
 def _ratio(measured: Mapping[str, ArmLatency], arm: str, percentile: float) -> Figure | None:
     return measured[arm].ratios.get(percentile) if arm in measured else None
 
@@ -114,12 +125,12 @@ def _headline(
             f"Latency {label}: candidate over incumbent is {ratio.value:.3f}, but the {twice} "
             "was not timed a second time, so the machine's own noise is unknown."
         )
-    band = plan.efficiency.noise_band
-    if again.interval[0] < 1 - band or again.interval[1] > 1 + band:
+    if not _in_band(again, plan):
         return "inconclusive", (
             f"The machine was too noisy for a verdict on latency {label}: the {twice} against "
             f"itself gives a ratio of {again.value:.3f} ({again.interval[0]:.3f} to "
-            f"{again.interval[1]:.3f}), outside 1 +- {band:g}. Time both again on a quiet machine."
+            f"{again.interval[1]:.3f}), outside 1 +- {plan.efficiency.noise_band:g}. Time both "
+            "again on a quiet machine."
         )
     status = status_of(*ratio.interval, limit)
     bound = bound_text(ratio.interval, limit, plan.quality.alpha)

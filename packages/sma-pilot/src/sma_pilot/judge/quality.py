@@ -47,6 +47,8 @@ class Quality:
     """Candidate against incumbent."""
     baseline: Comparison | None
     """Baseline against candidate."""
+    baseline_for_incumbent: Comparison | None
+    """Baseline against incumbent: whether it would do in its place."""
     events: int
     events_left_out: int
     """Without a row that the incumbent scored: nobody could have caught them."""
@@ -99,20 +101,21 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
         arms=arms,
         candidate=compare(INCUMBENT, CANDIDATE),
         baseline=compare(CANDIDATE, BASELINE) if BASELINE in arms else None,
+        baseline_for_incumbent=compare(INCUMBENT, BASELINE) if BASELINE in arms else None,
         events=scene.events.count,
         events_left_out=scene.events_left_out,
         incidents=scene.incidents,
         bins=scene.bins,
         block=block,
         observed_days=scene.observed_days,
-        only_incumbent_scored=_only(judged, INCUMBENT, CANDIDATE),
-        only_candidate_scored=_only(judged, CANDIDATE, INCUMBENT),
+        only_incumbent_scored=count_only(judged, INCUMBENT, CANDIDATE),
+        only_candidate_scored=count_only(judged, CANDIDATE, INCUMBENT),
         false_alarm_difference=difference,
         false_alarm_difference_interval=interval,
     )
 
 
-def _only(judged: AlignedSlice, scored: str, other: str) -> int:
+def count_only(judged: AlignedSlice, scored: str, other: str) -> int:
     """Count the rows that one arm scored and another did not."""
     return int((~np.isnan(judged.scores[scored]) & np.isnan(judged.scores[other])).sum())
 

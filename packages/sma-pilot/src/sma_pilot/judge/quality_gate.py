@@ -231,16 +231,14 @@ def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
             unit="s",
         )
     )
-    if quality.baseline is not None:
-        headline = plan.quality.headline
-        findings.inform(
-            _loss(
-                f"quality/baseline_loss_{headline}",
-                quality.baseline.losses.get(headline),
-                plan,
-                "info",
-            )
-        )
+    headline = plan.quality.headline
+    for name, comparison in (
+        (f"baseline_loss_{headline}", quality.baseline),
+        (f"baseline_for_incumbent_loss_{headline}", quality.baseline_for_incumbent),
+    ):
+        if comparison is not None:
+            loss = comparison.losses.get(headline)
+            findings.inform(_loss(f"quality/{name}", loss, plan, "info"))
 
 
 def _discordance(quality: Quality, findings: Findings) -> None:

@@ -154,6 +154,11 @@ def _baseline(evidence: Evidence) -> str:
         for kpi in evidence.result.kpis
         if kpi.name == f"quality/baseline_loss_{headline}" and kpi.value is not None
     ]
+    words += [
+        reason.text
+        for reason in evidence.result.reasons
+        if reason.kpi == f"quality/baseline_for_incumbent_loss_{headline}"
+    ]
     own = evidence.quality.get(BASELINE)
     if own is not None and EVENT_RECALL in own.values and own.false_alarms_per_day is not None:
         words.append(

@@ -157,6 +157,7 @@ def kpi_label(kpi: Kpi) -> str:
         return f"{percentile[2]}th percentile of {_TIMED[percentile[1] or '']}"
     topic = _TOPICS.get(topic, topic)
     for head, words in (
+        ("baseline_for_incumbent_loss_", "loss of the simple baseline against the incumbent: "),
         ("baseline_loss_", "loss of the simple baseline against the candidate: "),
         ("latency_ratio_", "second run of an arm against its first, "),
         ("loss_", "loss of "),
