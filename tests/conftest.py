@@ -1,5 +1,6 @@
 """What every test shares: shape checks, quiet libraries, the real logs where they are."""
 
+import gc
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # nobody's own server is written to
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread is enough for each
@@ -18,6 +20,18 @@ if find_spec("beartype") is not None:
     from jaxtyping import install_import_hook
 
     install_import_hook(["sma_core"], "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def earlier_objects_settled() -> None:
+    """Leave the libraries' million objects out of collections: replays collect by the hundred."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Thaw them, so that the end of the process finds and frees them."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

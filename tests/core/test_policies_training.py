@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tests.core.tasks import SHORT, noisy_sines, sine_dataset, small_sma
+from tests.slow import slow
 from torch import Tensor
 
 from sma_core import (
@@ -55,6 +56,14 @@ POLICIES = {
     "budget": BudgetConfig(rate=0.4),
 }
 EVERY = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+# Learning takes a while: the policy whose rate is hardest to hold learns in every run.
+LEARNED = pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(policy, id=name, marks=[] if name == "budget" else [slow])
+        for name, policy in POLICIES.items()
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +75,7 @@ def small(policy: PolicyConfig):
     return replace(small_sma(), policy=policy)
 
 
-@EVERY
+@LEARNED
 def test_a_forecast_beats_persistence(
     sines: PreparedDataset, tmp_path: Path, policy: PolicyConfig
 ) -> None:
@@ -99,7 +108,7 @@ def assert_rate_held_elsewhere(checkpoint: Path) -> None:
         assert rates.flatten().tolist() == pytest.approx([0.4] * 4, abs=0.02)
 
 
-@pytest.mark.parametrize("target", [0.2, 0.7])
+@pytest.mark.parametrize("target", [0.2, pytest.param(0.7, marks=slow)])
 def test_sampling_is_steered_by_what_evaluation_will_do(
     sines: PreparedDataset, tmp_path: Path, target: float
 ) -> None:

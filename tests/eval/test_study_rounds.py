@@ -10,6 +10,7 @@ import pytest
 from jaxtyping import config
 from tests.eval import serial
 from tests.eval.studies import MLFLOW_WARNING, finished, study_text, tiny_study, tiny_trials, trial
+from tests.slow import slow
 
 from sma_eval import experiment
 from sma_eval.experiment import Outcome
@@ -135,8 +136,11 @@ def test_asha_stops_within_arms_and_gives_the_rest_every_seed(run: Any, tmp_path
 
 @pytest.mark.parametrize(
     ("tables", "every"),
-    [((RATES, ASHA), 7), ((RATES, PBT), 9), ((RATES, OPTUNA), 11)],
-    ids=["asha", "pbt", "optuna"],
+    [
+        pytest.param((RATES, ASHA), 7, id="asha"),
+        pytest.param((RATES, PBT), 9, id="pbt", marks=slow),
+        pytest.param((RATES, OPTUNA), 11, id="optuna", marks=slow),
+    ],
 )
 def test_a_study_that_is_killed_again_and_again_ends_as_one_that_is_not(
     run: Any, tmp_path: Path, tables: tuple[str, ...], every: int

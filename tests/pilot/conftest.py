@@ -1,4 +1,4 @@
-"""Judged runs to sign and to spoil, for the tests of decisions."""
+"""Judged runs to sign and to spoil, and an MLflow store to copy."""
 
 import functools
 from pathlib import Path
@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from tests.pilot.decision_cases import copied, make_runs, run_typed
 
+from sma_pilot import mlflow_runs
 from sma_pilot.run_folder import RunFolder
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return ``mlflow.db`` without experiments; to make one takes seconds."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow_runs.make_database(path)
+    return path
 
 
 @pytest.fixture(scope="module")

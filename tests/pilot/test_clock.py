@@ -1,6 +1,7 @@
 """The timer's own cost is known, and no collection falls on an event."""
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 
@@ -65,6 +66,15 @@ def test_garbage_from_before_is_gone_before_the_block():
         assert Loop.alive == 0
 
 
+@pytest.fixture
+def nothing_frozen() -> Iterator[None]:
+    """Thaw what tests/conftest.py froze."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("nothing_frozen")
 def test_collections_leave_earlier_objects_alone_until_the_block_ends():
     def stopped_half_way() -> None:
         with earlier_objects_settled():
@@ -77,11 +87,9 @@ def test_collections_leave_earlier_objects_alone_until_the_block_ends():
     assert gc.get_freeze_count() == 0
 
 
+@pytest.mark.usefixtures("nothing_frozen")
 def test_what_a_caller_has_frozen_stays_frozen():
     gc.freeze()
-    try:
-        with earlier_objects_settled():
-            pass
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
+    with earlier_objects_settled():
+        pass
+    assert gc.get_freeze_count() > 0

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +15,7 @@ from tests.pilot.demo_cases import SMALL_DAYS, demo_plan, small_demo_plan, small
 from tests.pilot.replay_cases import quiet
 from tests.slow import slow
 from typer.testing import CliRunner
+from typer.testing import Result as Printed
 
 import sma_pilot.demo
 from sma_pilot import pilot
@@ -53,18 +55,34 @@ def scores(run: RunFolder) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small log of the demo."""
-    folder = tmp_path_factory.mktemp("demo") / "log"
-    make_demo_log(folder, on_progress=quiet, days=SMALL_DAYS)
-    return folder
+def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of a small demo's log and pilot, with the command made small, too."""
+    small = functools.partial(make_demo_log, days=SMALL_DAYS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sma_pilot.demo, "make_demo_log", small)
+        patch.setattr(sma_pilot.demo, "demo_plan_toml", small_demo_toml)
+        patch.setattr(pilot, "track", lambda run, store: "not tracked here")
+        yield tmp_path_factory.mktemp("demo") / "runs"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Result]:
-    """A pilot that nothing stopped."""
-    run = RunFolder.create(small_demo_plan(), tmp_path_factory.mktemp("runs"))
-    return run, finish(data, run)
+def demonstrated(out: Path) -> Printed:
+    """What the command prints and writes."""
+    return CliRunner().invoke(app, ["demo", "--out", str(out), "--json"])
+
+
+@pytest.fixture(scope="module")
+def data(out: Path, demonstrated: Printed) -> Path:
+    """The log that it made."""
+    return out / "demo-log"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(out: Path, demonstrated: Printed) -> tuple[RunFolder, Result]:
+    """Its pilot, that nothing stopped."""
+    assert demonstrated.exit_code == 0, demonstrated.stderr
+    run = RunFolder.create(small_demo_plan(), out)
+    return run, Result.from_dict(json.loads(run.result.read_text(encoding="utf-8")))
 
 
 def test_the_plan_names_its_log_and_its_made_up_price():
@@ -144,18 +162,10 @@ def test_killed_in_a_fit_it_goes_on_to_the_same_scores(
     assert quality[0] == quality[1]
 
 
-def test_the_command_makes_the_log_and_tells_that_it_is_synthetic(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    small = functools.partial(make_demo_log, days=SMALL_DAYS)
-    monkeypatch.setattr(sma_pilot.demo, "make_demo_log", small)
-    monkeypatch.setattr(sma_pilot.demo, "demo_plan_toml", small_demo_toml)
-    monkeypatch.setattr(pilot, "track", lambda run, store: "not tracked here")
-    out = tmp_path / "runs"
-    first = CliRunner().invoke(app, ["demo", "--out", str(out), "--json"])
-    assert first.exit_code == 0, first.stderr
-    assert json.loads(first.stdout)["verdict"] in ("go", "no-go", "inconclusive")
-    assert "SYNTHETIC" in first.stderr.splitlines()[0]
+def test_the_command_makes_the_log_and_tells_that_it_is_synthetic(out: Path, demonstrated: Printed):
+    assert demonstrated.exit_code == 0, demonstrated.stderr
+    assert json.loads(demonstrated.stdout)["verdict"] in ("go", "no-go", "inconclusive")
+    assert "SYNTHETIC" in demonstrated.stderr.splitlines()[0]
     assert (out / "demo-log" / "pilot.toml").read_text() == small_demo_toml()
 
     again = CliRunner().invoke(app, ["demo", "--out", str(out)])

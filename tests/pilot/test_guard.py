@@ -207,7 +207,7 @@ def test_a_first_row_that_the_candidate_cannot_score_is_the_incumbents():
 
 
 def test_a_person_leaves_rows_unscored_and_each_look_counts():
-    plan = GuardPlan(fallback="person", person_cost=4.0, hold_rows=3)
+    plan = GuardPlan(fallback="person", hold_rows=3)
     bench = Bench(plan)
     scores = bench.run(rows_of([FINE, INF, FINE, FINE, INF, FINE, FINE, FINE, FINE]))
     lost = [t for t, score in enumerate(scores) if math.isnan(score)]
@@ -307,7 +307,7 @@ def test_an_interrupt_passes(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"fallback": "person"}, "needs `person_cost`"),
+        ({"person_cost": 4.0}, r"belongs to `money`.* write \[money.fallback\] with amount, per"),
         ({"never_active": 0.5, "always_active": 0.5}, "never_active < always_active"),
         ({"minimum_confidence": 1.0}, "minimum_confidence"),
         ({"latency_budget_ms": 0}, "latency_budget_ms"),

@@ -5,7 +5,12 @@ import re
 from dataclasses import fields, replace
 from pathlib import Path
 
-from tests.pilot.judge_cases import make_measurements, make_plan
+from tests.pilot.judge_cases import (
+    make_class_plan,
+    make_measurements,
+    make_plan,
+    with_classes,
+)
 
 import sma_pilot.judge
 from sma_pilot.guard import REASONS
@@ -37,6 +42,7 @@ def emitted() -> set[str]:
     results.append(judge(measurements, make_plan(task=alarm)))
     life = {"kind": "remaining_life", "horizon": "30m"}
     results.append(judge(measurements, make_plan(task=life)))
+    results.append(judge(with_classes(measurements), make_class_plan()))
     plan = make_plan(**sections, quality={"headline": "average_precision"})
     results.append(judge(rich, plan))
     return {kpi.name for result in results for kpi in result.kpis}
@@ -88,7 +94,7 @@ def test_the_judge_never_sees_a_clock_or_a_file():
             elif isinstance(node, ast.ImportFrom):
                 imported[str(node.module)] = path.name
     assert len(imported) > 10
-    harmless = {"collections", "dataclasses", "functools", "math", "statistics", "typing"}
+    harmless = {"abc", "collections", "dataclasses", "functools", "math", "statistics", "typing"}
     known = {*harmless, "arch", "numpy", "scipy"}
     own = ("sma_pilot.judge.", "sma_pilot.plan", "sma_pilot.errors")
     for module, file in imported.items():

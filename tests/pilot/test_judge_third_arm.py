@@ -54,8 +54,8 @@ def remark(result: Result, kpi: str = REPLACE) -> str:
 @pytest.mark.parametrize(
     ("arm", "name", "candidate"),
     [
-        (PCA, "The simple baseline (PCA)", 1.0),
-        (PCA, "The simple baseline (PCA)", 0.6),
+        (PCA, "The simple baseline (PCA reconstruction error)", 1.0),
+        (PCA, "The simple baseline (PCA reconstruction error)", 0.6),
         ({"kind": "kmeans"}, "The simple baseline (k-means)", 0.6),
         (FOREST, "The simple baseline (scikit-learn: IsolationForest)", 1.0),
         ({"kind": "gru", "simple": True}, "The simple baseline (GRU)", 0.6),

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from tests.pilot.log_cases import MINUTE, START, source, write
+from tests.slow import slow
 
 from sma_pilot.logs.reader import LogReader
 from sma_pilot.logs.staging import StagedLog, stage
@@ -111,6 +112,7 @@ for folder in map(Path, sys.argv[1:]):
 """
 
 
+@slow
 def test_memory_does_not_follow_the_log(tmp_path: Path) -> None:
     sizes = (100_000, 1_200_000)
     for rows in sizes:

@@ -20,6 +20,7 @@ from sma_pilot.judge.roi import (
     BASES,
     CASES,
     NEVER,
+    Fallbacks,
     machines_kept,
     net_present_value,
     payback_years,
@@ -46,10 +47,19 @@ def example_latency() -> dict[str, ArmLatency]:
     }
 
 
-def appraise(money: dict[str, Any] | None, rate: float | None = RATE) -> Findings:
+def handed(per_million: float, **known: Any) -> Fallbacks:
+    """Fallbacks to the incumbent, each of which takes its 9 ms."""
+    rate = per_million / 1e6
+    return Fallbacks(rate=rate, seconds=rate * 0.009, **known)
+
+
+SEEN = handed(RATE)
+
+
+def appraise(money: dict[str, Any] | None, fallbacks: Fallbacks | None = SEEN) -> Findings:
     findings = Findings()
     plan = make_plan(**({} if money is None else {"money": money}))
-    inform_cost(make_measurements(), example_latency(), plan, findings, rate)
+    inform_cost(make_measurements(), example_latency(), plan, findings, fallbacks)
     return findings
 
 
@@ -155,7 +165,7 @@ def test_without_capacity_nothing_is_given_back():
 
 
 def test_unmeasured_fallbacks_are_left_out_and_that_is_said():
-    findings = appraise(EXAMPLE, rate=None)
+    findings = appraise(EXAMPLE, None)
     kpis = kpis_of(findings)
     assert kpis["cost/fallbacks_per_million"].status == "not_measured"
     assert kpis["cost/fallback_per_year"].status == "not_measured"
@@ -163,9 +173,39 @@ def test_unmeasured_fallbacks_are_left_out_and_that_is_said():
     assert net.value == pytest.approx(25_000 * 0.401 - 3_000, rel=EXACT)
     assert "Their cost is left out." in net.note
     assert "Their cost is in none of these figures." in findings.remarks[0].text
-    never = kpis_of(appraise(without("fallback"), rate=0.0))
+    never = kpis_of(appraise(without("fallback"), handed(0.0)))
     assert never["cost/fallback_per_year"].value == 0
     assert never["cost/usage/base/npv"].value is not None
+
+
+def test_a_fallback_is_priced_once_by_the_event_or_by_the_look():
+    seen = handed(RATE, looks=RATE / 1e6 / 50)  # a person looks at one in fifty
+    by_event = kpis_of(appraise(EXAMPLE, seen))
+    per_look = {**EXAMPLE, "fallback": {**EXAMPLE["fallback"], "amount": 0.05, "per": "look"}}
+    by_look = kpis_of(appraise(per_look, seen))
+    for kpis, unit in ((by_event, "event"), (by_look, "look")):
+        assert kpis["cost/fallback_per_year"].value == pytest.approx(2_000, rel=EXACT)
+        assert f"EUR for each {unit}." in kpis["cost/fallback_per_year"].note
+    for name, kpi in by_event.items():
+        same = kpi.value if kpi.value is None else pytest.approx(kpi.value, rel=EXACT)
+        assert by_look[name].value == same, name
+    nobody = kpis_of(appraise(per_look, handed(RATE)))
+    assert nobody["cost/fallback_per_year"].value == 0
+    content = money_content(
+        Result(verdict="go", reasons=(), kpis=(), plan={}), Money.model_validate(per_look)
+    )
+    assert content is not None
+    assert ("A look of a person", "0.05 EUR") in [price[:2] for price in content["prices"]]
+
+
+def test_fallbacks_are_not_added_to_a_time_that_holds_them():
+    apart = kpis_of(appraise(EXAMPLE))
+    within = kpis_of(appraise(EXAMPLE, handed(RATE, in_service_time=True)))
+    name = "cost/usage/base/candidate_per_million_events"
+    assert apart[name].value == pytest.approx(7.50, rel=EXACT)
+    assert within[name].value == pytest.approx(0.599 * 12.50, rel=EXACT)
+    same = "cost/fallback_per_year"
+    assert within[same].value == apart[same].value
 
 
 def test_no_prices_and_no_times_measure_nothing():
@@ -251,7 +291,7 @@ def test_a_higher_price_never_makes_the_change_worth_more(ratio, table, price, m
             seconds_per_event=0.009,
             ratio=ratio,
             money=priced(**{table: amount}),
-            fallbacks_per_million=RATE,
+            fallbacks=handed(RATE),
         )
         for amount in (price, price + more)
     )
@@ -273,7 +313,7 @@ def test_a_slower_candidate_and_more_fallbacks_never_save_more(ratio, slower, ra
             seconds_per_event=0.009,
             ratio=ratio,
             money=money,
-            fallbacks_per_million=rate,
+            fallbacks=None if rate is None else handed(rate),
         )
         assert value.net_saving_per_year is not None
         return value.net_saving_per_year

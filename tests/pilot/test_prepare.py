@@ -25,7 +25,7 @@ from tests.pilot.log_cases import (
 from sma_core import PreparedDataset
 from sma_pilot.errors import LogError, RunError
 from sma_pilot.logs.slices import SLICES
-from sma_pilot.logs.tally import MAX_VOCABULARY
+from sma_pilot.logs.vocabulary import MAX_VOCABULARY
 from sma_pilot.logs.windows import prepare
 from sma_pilot.plan import Plan
 

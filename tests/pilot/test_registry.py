@@ -17,7 +17,6 @@ from tests.pilot.decision_cases import (
 )
 from tests.pilot.mlflow_cases import tracking_uri
 
-from sma_pilot import mlflow_runs
 from sma_pilot.decision.record import load_decisions
 from sma_pilot.decision.verification import verify
 from sma_pilot.errors import RunError
@@ -71,14 +70,6 @@ def test_aliases_follow_signatures(
         "champion": champion,
         "previous-champion": previous,
     }
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store without experiments; to make one takes seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    mlflow_runs.make_database(path)
-    return path
 
 
 @pytest.fixture

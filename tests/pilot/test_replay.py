@@ -25,13 +25,15 @@ from tests.pilot.replay_cases import (
     make_plan,
     quiet,
 )
+from tests.slow import slow
 from tests.tolerances import TOLERANCES
 
 from sma_core.dataset import PreparedDataset
 from sma_pilot.arms import fit_arms
 from sma_pilot.errors import RunError
+from sma_pilot.replay.legs import legs_of
 from sma_pilot.replay.measurements_io import load_measurements
-from sma_pilot.replay.runner import legs_of, replay
+from sma_pilot.replay.runner import replay
 from sma_pilot.replay.stream import choose_stream
 from sma_pilot.replay.timeline import Lane, Timeline
 
@@ -484,8 +486,9 @@ def real_plan(task: str = "forecast_anomaly", incumbent: str = "dense_twin", **f
     )
 
 
-@pytest.mark.parametrize("task", ["forecast_anomaly", "alarm"])
-@pytest.mark.parametrize("incumbent", ["dense_twin", "transformer"])
+@pytest.mark.parametrize(
+    ("task", "incumbent"), [("forecast_anomaly", "dense_twin"), ("alarm", "transformer")]
+)
 def test_real_arms_stream_as_they_score_and_the_incumbent_equals_itself(
     tmp_path, dataset, task, incumbent
 ):
@@ -599,6 +602,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return root
 
 
+@slow
 def test_a_killed_replay_goes_on_and_ends_the_same(undisturbed):
     root = undisturbed
     command = [sys.executable, "-c", CHILD, str(root)]

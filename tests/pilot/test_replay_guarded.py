@@ -31,6 +31,7 @@ MONEY = {
     "price_per_hour": 3600.0,  # a euro a second
     "price_source": "invented",
     "events_per_year": 1000.0,
+    "fallback": {"amount": 50.0, "per": "look", "source": "invented"},
 }
 
 
@@ -113,8 +114,14 @@ def test_late_scores_are_met_in_the_stream_and_priced(tmp_path, dataset):
     assert record is not None
     share = record.stream.fallback_rows["latency"] / record.stream.rows
     mean = value_of(result, "latency/incumbent_mean_ms") / 1e3
-    assert cost == pytest.approx(share * mean * 1000)
+    assert cost == pytest.approx(share * mean * 1000)  # nobody was asked to look
     assert cost > 0
+    assert result.kpi("cost/fallback_per_year").value == 0.0
+    unpriced = {name: value for name, value in MONEY.items() if name != "fallback"}
+    plan = Plan.model_validate({**plan.model_dump(mode="json"), "money": unpriced})
+    result = judge(load_measurements(tmp_path / "replay"), plan)
+    assert result.kpi("guard/fallback_cost_per_year").value is None
+    assert "`money.fallback`" in result.kpi("guard/fallback_cost_per_year").note
 
 
 def test_what_lies_in_the_rows_is_met_named_and_told(tmp_path, dataset):
@@ -122,7 +129,7 @@ def test_what_lies_in_the_rows_is_met_named_and_told(tmp_path, dataset):
     ref = next(ref for ref in judged.sequences if ref.entity == 0)
     row = judged.read(ref.start + 7, ref.start + 8)
     bad = type("Bad", (Moody,), {"bad": frozenset(row.numeric[:, 0].tolist())})
-    plan = guarded_plan(fallback="person", person_cost=50.0)
+    plan = guarded_plan(fallback="person")
     with pytest.raises(RuntimeError, match="mood"):
         go(tmp_path / "bare", dataset, make_plan(incumbent={"kind": "pca"}, passes=1), bad)
     # Under guard alone it can be replayed: the bare legs use a candidate that does not mind.
@@ -146,7 +153,9 @@ def test_what_lies_in_the_rows_is_met_named_and_told(tmp_path, dataset):
     assert "entity 'machine 0' at 2023-" in said.text
     assert "the model raised RuntimeError: a mood </script>" in said.text
     cost = value_of(result, "guard/fallback_cost_per_year")
-    assert cost >= tally["looks"] / tally["rows"] * 50.0 * 1000
+    looks = tally["looks"] / tally["rows"] * 50.0 * 1000
+    assert value_of(result, "cost/fallback_per_year") == pytest.approx(looks)
+    assert cost == pytest.approx(looks + tally["priming_ns"] / 1e9 / tally["rows"] * 1000)
 
 
 def test_limits_that_do_not_fit_the_plant_are_told(tmp_path, dataset):

@@ -1,5 +1,6 @@
 """A pilot in stages in MLflow: one run over all looks, a child for each stage, one model."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from sma_pilot.store import store_uri
 GATE = "kpi/quality_loss_event_recall"
 
 
-def test_the_trend_over_stages_and_looks_is_on_one_run(tmp_path: Path, monkeypatch) -> None:
+def test_the_trend_over_stages_and_looks_is_on_one_run(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script(monkeypatch, {("offline", 1): "inconclusive"})
     run = staged_run(tmp_path, staged_plan())
-    uri = store_uri(tmp_path / "mlflow.db")
+    uri = store_uri(shutil.copy2(empty_database, tmp_path / "mlflow.db"))
     client = MlflowClient(tracking_uri=uri)
     go_on(run)
     first = pilot.track(run, uri)

@@ -125,7 +125,11 @@ def worn_plan(file: str) -> Plan:
             **base,
             "task": LIFE,
             "quality": {**base["quality"], "headline": "mae", "resamples": 200},
-            "arms": {"incumbent": {"kind": "dense_twin"}, "candidate": candidate},
+            "arms": {
+                "incumbent": {"kind": "dense_twin"},
+                "candidate": candidate,
+                "baseline": {"kind": "ridge"},
+            },
             "replay": replay,
         }
     )
@@ -145,6 +149,9 @@ def test_a_life_is_learned_and_judged_from_a_log(tmp_path):
     mae = values["quality/candidate_mae"]
     assert mae is not None
     assert mae < 0.12
+    simple = values["quality/baseline_mae"]
+    assert simple is not None
+    assert simple < 0.1
     assert values["quality/candidate_mae_s"] == pytest.approx(3600 * mae, rel=CLOSE)
     assert values[f"quality/candidate_{EVENT_RECALL}"] is not None
     gate = next(kpi for kpi in result.kpis if kpi.name == "quality/loss_mae")

@@ -68,6 +68,7 @@ def make_plan(file: str = "log.parquet", **sections: dict[str, Any]) -> Plan:
         "arms": {
             "incumbent": {"kind": "dense_twin"},
             "candidate": {"kind": "sma", "model": SMALL_MODEL, "training": TRAINING},
+            "baseline": {"kind": "count_pca"},
         },
         "replay": {"single_stream_events": 20, "warmup_events": 5, "passes": 2},
     }
@@ -194,7 +195,10 @@ def test_recall_and_false_alarms_are_those_of_sessions():
         ({"log": {"categorical": [], "numeric": ["x"]}}, "log.categorical: name the column"),
         ({"log": {"categorical": []}}, "log.numeric: name a column"),
         ({"quality": {"headline": "vus_pr"}}, "'vus_pr' is no metric of task 'session_anomaly'"),
-        ({"task": {"kind": "forecast_anomaly"}}, "log.numeric: name a column that holds numbers"),
+        (
+            {"task": {"kind": "forecast_anomaly"}, "arms": {"baseline": None}},
+            "log.numeric: name a column that holds numbers",
+        ),
     ],
 )
 def test_a_plan_that_does_not_fit_names_the_field(change, message):
@@ -230,7 +234,8 @@ def test_events_out_of_order_are_found_in_a_made_log(tmp_path):
     values = {kpi.name: kpi.value for kpi in result.kpis}
     judged = sum(anomaly[int(0.65 * 240) + 1 :])
     assert values["quality/events"] == pytest.approx(judged, abs=1)
-    for arm in ("incumbent", "candidate"):
+    # The anomalies take "close" or "open" twice, so counting them does, too.
+    for arm in ("incumbent", "candidate", "baseline"):
         precision = values[f"quality/{arm}_average_precision"]
         assert precision is not None
         assert precision > 0.9

@@ -19,7 +19,7 @@ from tests.pilot.fabricated_run import CHANNELS, make_run, read_result
 from tests.pilot.mlflow_cases import tracking_uri
 
 from sma_core import Inputs, load_checkpoint, save_checkpoint
-from sma_pilot import mlflow_runs, tracking
+from sma_pilot import tracking
 from sma_pilot.dashboard import VIEW_TAG
 from sma_pilot.errors import RunError, TrackingError
 from sma_pilot.report.page import write_report
@@ -56,23 +56,18 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Store:
     folder = tmp_path_factory.mktemp("out")
-    uri = store_uri(folder / "mlflow.db")
+    uri = store_uri(shutil.copy2(empty_database, folder / "mlflow.db"))
     pilots = {}
     for seed, kind in enumerate(KINDS):
         run = make_run(folder, kind=kind, days=8, seed=seed)
         write_report(run.path)
-        pilots[kind] = (run, track(run.path, uri))
+        with pytest.MonkeyPatch.context() as patch:
+            if kind != "go":  # one pilot with drawings is enough
+                patch.setattr(tracking, "draw", lambda evidence: {})
+            pilots[kind] = (run, track(run.path, uri))
     return Store(uri, folder, pilots)
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database without experiments; to make one takes seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    mlflow_runs.make_database(path)
-    return path
 
 
 @pytest.fixture
@@ -150,7 +145,7 @@ def test_params_say_what_was_planned_and_what_was_built(store: Store) -> None:
 
 
 def test_files_are_attached(store: Store) -> None:
-    run, run_id = store.pilots["no-go"]
+    run, run_id = store.pilots["go"]
     files = {item.path for item in store.client.list_artifacts(run_id)}
     assert files == {"report.html", "result.json", "plan.json", "plots"}
     copy = store.client.download_artifacts(run_id, "result.json")

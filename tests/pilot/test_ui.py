@@ -1,6 +1,7 @@
 """`sma-pilot ui`: it serves the store on loopback, and ends with every process that it started."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,11 +28,12 @@ PATIENCE = 120.0  # seconds; a cold start on a busy machine
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
     folder = tmp_path_factory.mktemp("out")
     run = make_run(folder, days=4)
     write_report(run.path)
-    (folder / "run-id").write_text(track(run.path, store_uri(folder / "mlflow.db")))
+    uri = store_uri(shutil.copy2(empty_database, folder / "mlflow.db"))
+    (folder / "run-id").write_text(track(run.path, uri))
     return folder
 
 

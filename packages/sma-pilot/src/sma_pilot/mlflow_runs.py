@@ -43,6 +43,7 @@ class RunWriter:
     def __init__(self, plan: Plan, store: str, stage: str = "") -> None:
         self._plan = plan
         self._stage = stage
+        self._uri = store
         self._database = database_of(store)
         if self._database is not None:
             make_database(self._database)
@@ -132,7 +133,7 @@ class RunWriter:
         assert uri is not None  # noqa: S101  (every run of a store has one)
         if any(file.path == _PLOTS for file in self._client.list_artifacts(run_id)):
             # A plot that is not drawn any more must not stand beside those that are.
-            get_artifact_repository(uri).delete_artifacts(_PLOTS)
+            get_artifact_repository(uri, tracking_uri=self._uri).delete_artifacts(_PLOTS)
         for path in files:
             if path.exists():
                 self._client.log_artifact(run_id, str(path))

@@ -6,6 +6,7 @@ command line parses and prints; everything it can do is here.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from sma_core import CheckpointError, DatasetError, PreparedDataset
@@ -14,7 +15,7 @@ from sma_pilot.decision.record import Choice, Decision
 from sma_pilot.decision.signing import sign as sign_run
 from sma_pilot.decision.verification import Verification
 from sma_pilot.decision.verification import verify as verify_run
-from sma_pilot.errors import DecisionError, RunError
+from sma_pilot.errors import DecisionError, RunError, TrackingError
 from sma_pilot.judge.result import Result
 from sma_pilot.judge.verdict import judge as judge_measurements
 from sma_pilot.logs.windows import prepare as prepare_dataset
@@ -22,6 +23,7 @@ from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
 from sma_pilot.replay.measurements_io import load_measurements
 from sma_pilot.replay.runner import replay as replay_arms
+from sma_pilot.replay.sharding import Sharding
 from sma_pilot.report.page import write_report
 from sma_pilot.report.stages import write_stages_report
 from sma_pilot.run_folder import RunFolder, write_json
@@ -41,10 +43,15 @@ def fit(plan: Plan, data: Path, run: RunFolder, on_progress: OnProgress) -> None
     fit_arms(plan, _prepared(run), data, run.models, on_progress)
 
 
-def replay(plan: Plan, run: RunFolder, on_progress: OnProgress) -> None:
-    """Send held-out time through every arm and keep each score, latency and routing decision."""
+def replay(
+    plan: Plan, run: RunFolder, on_progress: OnProgress, sharding: Sharding | None = None
+) -> None:
+    """Send held-out time through every arm and keep each score, latency and routing decision.
+
+    With `sharding` others score the rows of the offline scenario; the numbers are the same.
+    """
     _refuse_stages(plan, "replay")
-    replay_arms(plan, _prepared(run), run.models, run.replay, on_progress)
+    replay_arms(plan, _prepared(run), run.models, run.replay, on_progress, sharding=sharding)
 
 
 def judge(plan: Plan, run: RunFolder) -> Result:
@@ -121,12 +128,17 @@ def load_result(run: RunFolder) -> Result:
 
 
 def run_pilot(
-    plan: Plan, data: Path, run: RunFolder, store: str, on_progress: OnProgress
+    plan: Plan,
+    data: Path,
+    run: RunFolder,
+    store: str,
+    on_progress: OnProgress,
+    sharding: Sharding | None = None,
 ) -> Result:
     """Go the whole way: prepare, fit, replay, judge, report, track."""
     prepare(plan, data, run, on_progress)
     fit(plan, data, run, on_progress)
-    replay(plan, run, on_progress)
+    replay(plan, run, on_progress, sharding)
     on_progress("judge", 0, None)
     result = judge(plan, run)
     on_progress("report", 0, None)
@@ -137,11 +149,17 @@ def run_pilot(
 
 
 def run_stages(
-    plan: Plan, data: Path, run: RunFolder, store: str, on_progress: OnProgress
+    plan: Plan,
+    data: Path,
+    run: RunFolder,
+    store: str,
+    on_progress: OnProgress,
+    sharding: Sharding | None = None,
 ) -> Standing:
     """Take a pilot in stages as far as it may go: to its end, or to a signature that it waits for.
 
-    After each look the pages and the record are brought up to date.
+    After each look the pages and the record are brought up to date. A store that is away meanwhile
+    stops nothing: at the end all of the record is.
     """
     dataset = prepare(plan, data, run, on_progress)
     for stage in plan.stages:
@@ -149,13 +167,14 @@ def run_stages(
     fit(plan, data, run, on_progress)
     now = standing_of(run)
     while now.next is not None:
-        look = take_look(now, dataset, run, on_progress)
+        look = take_look(now, dataset, run, on_progress, sharding)
         on_progress("report", 0, None)
         report(run.at(look.stage))
         now = standing_of(run)
         report(run)
         on_progress("track", 0, None)
-        track(run.at(look.stage), store)
+        with suppress(TrackingError):
+            track(run.at(look.stage), store)
     on_progress("report", 0, None)
     report(run)
     on_progress("track", 0, None)

@@ -14,7 +14,7 @@ def store_uri(db: Path) -> str:
 
 
 def database_of(uri: str) -> Path | None:
-    """Return the database that `uri` names; None when it names a server."""
+    """Return the SQLite database that `uri` names; None when it names a server."""
     return Path(uri.removeprefix(_SCHEME)) if uri.startswith(_SCHEME) else None
 
 

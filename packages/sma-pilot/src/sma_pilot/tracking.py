@@ -57,6 +57,7 @@ from sma_pilot.report.stages_entries import stage_entries, stages_entries, stand
 from sma_pilot.report.stages_plot import course_plot
 from sma_pilot.run_folder import RunFolder
 from sma_pilot.stages.standing import Standing, standing
+from sma_pilot.tracking_server import printable, require_answer
 
 WEIGHTS_TAG = "sma.weights_sha256"
 _PARENT_TAG = "mlflow.parentRunId"
@@ -72,7 +73,8 @@ def track(run_path: Path, store: str, stage: str | None = None) -> str:
     run_path : Path
         The run folder.
     store : str
-        Address of the tracking store; an ``sqlite:///`` one is made when it is not there.
+        Address of the tracking store, a server's or a database's; an ``sqlite:///`` one is made
+        when it is not there.
     stage : str, optional
         Of a pilot in stages: the only one that changed since the last time. By default all are
         recorded.
@@ -87,22 +89,23 @@ def track(run_path: Path, store: str, stage: str | None = None) -> str:
     RunError
         When the run was not judged or a part of it is damaged.
     TrackingError
-        When the store cannot be opened or written. The pilot's run then ends as ``FAILED``, and
-        tracking again mends it.
+        When no server answers, or the store cannot be opened or written. A run of the pilot that
+        was begun then ends as ``FAILED``, and tracking again mends it.
     """
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     run = RunFolder.open(run_path)
     staged = run.stage is None and bool(run.load_plan().stages)
     evidence = None if staged else Evidence.read(run_path)
+    require_answer(store)
     try:
         if evidence is None:
             return _StagesRecorder(run, standing(run), store).record(stage)
         return _Recorder(evidence, store).record()
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"{store}: {run_path} cannot be recorded: {error}; mend the store and run "
-            "`sma-pilot track` again"
+            printable(f"{store}: {run_path} cannot be recorded: {error}; ", store)
+            + "mend the store and run `sma-pilot track` again"
         ) from error
 
 

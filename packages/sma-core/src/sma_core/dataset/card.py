@@ -11,6 +11,7 @@ Tensors of a split; N rows of all S sequences end to end, in time order within a
 numeric            f32 [N, C]  scaled: (raw - center) / scale; NaN = missing. Absent when C = 0
 categorical        i32 [N, K]  index into the channel's vocabulary. Absent when K = 0
 label              i32 [N]     for evaluation: -1 unknown, 0 normal, 1 and above an event's kind
+                               (or the class, from 0 on, where classes are told)
 target             i32 [N]     training target of each step, -1 = ignore. Absent when there is none
 time               i64 [N]     ns since 1970-01-01 UTC; 0, 1, 2, ... where there is no clock
 offsets            i64 [S+1]   sequence s is rows offsets[s] to offsets[s+1]

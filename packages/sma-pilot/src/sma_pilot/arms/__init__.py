@@ -4,6 +4,8 @@ from pathlib import Path
 
 from sma_core.dataset import PreparedDataset
 from sma_pilot.arms.base import Arm, Decisions, Scorer, Scores
+from sma_pilot.arms.count_logistic import CountLogisticArm
+from sma_pilot.arms.count_pca import CountPCAArm
 from sma_pilot.arms.estimator import SklearnArm
 from sma_pilot.arms.kmeans import KMeansArm
 from sma_pilot.arms.logistic import LogisticArm
@@ -11,6 +13,7 @@ from sma_pilot.arms.neural import CheckpointArm, DenseTwinArm, GRUArm, SMAArm, T
 from sma_pilot.arms.pca import PCAArm
 from sma_pilot.arms.pyfunc import PyfuncArm
 from sma_pilot.arms.recorded import RecordedArm
+from sma_pilot.arms.ridge import RidgeArm
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
 
@@ -28,6 +31,9 @@ ARMS = {
     "sklearn": SklearnArm,
     "pyfunc": PyfuncArm,
     "recorded": RecordedArm,
+    "ridge": RidgeArm,
+    "count_pca": CountPCAArm,
+    "count_logistic": CountLogisticArm,
 }
 
 

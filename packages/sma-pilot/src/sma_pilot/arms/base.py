@@ -29,10 +29,18 @@ class Scores:
         Larger is more anomalous; NaN where the arm gives no score.
     decisions : tuple of RoutingDecision
         One per layer, each [B, T, M]; empty for an arm that does not route.
+    classes : Tensor, float32 [B, T, K], on the CPU, optional
+        Probability of each class, where classes are told; the score is the largest one.
     """
 
     score: Tensor
     decisions: Decisions = ()
+    classes: Tensor | None = None
+
+    @classmethod
+    def of_classes(cls, probability: Tensor, decisions: Decisions = ()) -> "Scores":
+        """Return the scores of an arm that tells classes, from their probabilities [B, T, K]."""
+        return cls(probability.amax(-1), decisions, probability)
 
 
 class ScorerState(Protocol):

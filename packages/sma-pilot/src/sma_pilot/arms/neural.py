@@ -18,6 +18,8 @@ from sma_core.errors import ConfigError
 from sma_core.threads import compute_threads
 from sma_core.training import TrainingConfig, check_fit, fit
 from sma_core.training_state import Progress
+from sma_pilot.arms.base import Scorer
+from sma_pilot.arms.class_scorer import ClassificationScorer
 from sma_pilot.arms.neural_scorer import ClassScorer, ForecastScorer
 from sma_pilot.arms.surprise_scorer import SurpriseScorer
 from sma_pilot.errors import PlanError
@@ -93,13 +95,15 @@ class NeuralArm:
             )
         on_progress(stage, training.max_steps, training.max_steps)  # however early it stopped
 
-    def open(self, folder: Path) -> ForecastScorer | ClassScorer | SurpriseScorer:
+    def open(self, folder: Path) -> Scorer:
         """See `Arm.open`."""
         model = load_checkpoint(folder, device=self._plan.replay.device).model.eval()
         if self._plan.task.kind == "forecast_anomaly":
             return ForecastScorer(model, self._plan.task.smoothing)
         if self._plan.task.by_session:
             return SurpriseScorer(model)
+        if self._plan.task.by_class:
+            return ClassificationScorer(model)
         return ClassScorer(model, class_scores(self._plan.task))
 
     @abstractmethod
@@ -224,7 +228,13 @@ class CheckpointArm(NeuralArm):
                 f"{where}: it does not say what data it was fitted on (no data set card), so "
                 "nothing tells that its channels are these; save it with its data set card"
             )
-        _require_same_channels(DatasetCard.from_dict(made_for), card, where)
+        theirs = DatasetCard.from_dict(made_for)
+        if self._plan.task.by_class and theirs.classes != card.classes:
+            raise PlanError(
+                f"{where}: it was fitted on the classes {list(theirs.classes)} and the log gives "
+                f"{list(card.classes)}; they must be the same, in the same order"
+            )
+        _require_same_channels(theirs, card, where)
 
     def config(self, card: DatasetCard) -> ArchitectureConfig:
         """Return the checkpoint's architecture, whatever the data set."""

@@ -47,6 +47,31 @@ ExitByVerdict = Annotated[
         help="Exit 0 on go, 10 on no-go, 20 on inconclusive, 30 while a stage waits to be signed.",
     ),
 ]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        help="MLflow server to record in, such as https://mlflow.example.com; "
+        "$MLFLOW_TRACKING_URI unless told, else the store in the --out folder.",
+        metavar="URI",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Score the offline scenario on a Ray cluster: auto, host:port of its head, "
+        "ray://host:port, or local to start one here. Times are taken on this machine alone.",
+    ),
+]
+Shards = Annotated[
+    int | None,
+    typer.Option(
+        "--shards",
+        min=1,
+        help="How many shards; as many as run at once unless told. The numbers are the same.",
+    ),
+]
 StageName = Annotated[
     str | None,
     typer.Option("--stage", help="The stage, of a pilot in stages.", metavar="NAME"),
@@ -79,6 +104,38 @@ def print_standing(run: Any, standing: Any, as_json: bool, exit_code: bool) -> N
     if exit_code:
         waits = standing.current.state == "pending"
         raise typer.Exit(PENDING if waits else EXIT_CODES[standing.verdict])
+
+
+def sharding_over(address: str | None, shards: int | None) -> Any:
+    """Return how to split a replay, None for not at all; what is missing is said at once."""
+    if address is None:
+        if shards is not None:
+            raise PilotError("--shards: say over which cluster with --address, such as local")
+        return None
+    from sma_pilot.replay.cluster import sharding_over  # needs an extra, and takes seconds
+
+    return sharding_over(address, shards)
+
+
+def store_for(uri: str | None, out: Path | None, beside: Path) -> str:
+    """Return the address of the MLflow store to record in.
+
+    Parameters
+    ----------
+    uri : str or None
+        As told by ``--tracking-uri``.
+    out : Path or None
+        A folder whose store was asked for.
+    beside : Path
+        The folder whose store it is when nothing was asked for, not by the environment either.
+    """
+    from sma_pilot.tracking_server import tracking_uri
+
+    if out is not None:
+        if uri is not None:
+            raise PilotError("--out and --tracking-uri name two stores: give one of them")
+        return store_in(out)
+    return tracking_uri(uri) or store_in(beside)
 
 
 def store_in(out: Path) -> str:

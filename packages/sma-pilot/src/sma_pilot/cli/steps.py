@@ -8,17 +8,23 @@ import typer
 
 from sma_pilot.cli.base import (
     EXIT_CODES,
+    Address,
     AsJson,
     DataFolder,
     ExitByVerdict,
     OutFolder,
     PlanFile,
+    Shards,
+    TrackingUri,
     app,
     print_standing,
     progress_shown,
     say,
+    sharding_over,
+    store_for,
     store_in,
 )
+from sma_pilot.errors import TrackingError
 
 
 @app.command()
@@ -60,16 +66,23 @@ def fit(
 
 
 @app.command()
-def replay(plan: PlanFile, out: OutFolder = Path("runs"), as_json: AsJson = False) -> None:
+def replay(
+    plan: PlanFile,
+    out: OutFolder = Path("runs"),
+    address: Address = None,
+    shards: Shards = None,
+    as_json: AsJson = False,
+) -> None:
     """Replay held-out time through every arm and keep the raw measurements.
 
     Example: `sma-pilot replay experiments/pilots/smd.toml`
     """
     from sma_pilot import pilot
 
+    sharding = sharding_over(address, shards)
     frozen, run = _open(plan, out)
     with progress_shown() as progress:
-        pilot.replay(frozen, run, progress)
+        pilot.replay(frozen, run, progress, sharding)
     _done("replay", run, run.replay, as_json)
 
 
@@ -95,6 +108,9 @@ def run(
     plan: PlanFile,
     data: DataFolder = Path(),
     out: OutFolder = Path("runs"),
+    address: Address = None,
+    shards: Shards = None,
+    tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
     exit_code: ExitByVerdict = False,
 ) -> None:
@@ -105,16 +121,26 @@ def run(
     Example: `sma-pilot run experiments/pilots/smd.toml --data logs/`
     """
     from sma_pilot import pilot
+    from sma_pilot.tracking_server import require_answer
 
+    sharding = sharding_over(address, shards)
+    store = store_for(tracking_uri, None, out)
+    require_answer(store)  # hours before it is needed
     frozen, folder = _open(plan, out)
-    if frozen.stages:
-        with progress_shown() as progress:
-            standing = pilot.run_stages(frozen, data, folder, store_in(out), progress)
-        print_standing(folder, standing, as_json, exit_code)
-        return
+    go, failure = pilot.run_stages if frozen.stages else pilot.run_pilot, None
     with progress_shown() as progress:
-        result = pilot.run_pilot(frozen, data, folder, store_in(out), progress)
-    _print_result(folder, result, as_json, exit_code)
+        try:
+            go(frozen, data, folder, store, progress, sharding)
+        except TrackingError as error:
+            failure = error
+    exit_code = exit_code and failure is None
+    if frozen.stages:
+        print_standing(folder, pilot.standing(folder), as_json, exit_code)
+    else:
+        _print_result(folder, pilot.load_result(folder), as_json, exit_code)
+    if failure is not None:
+        say("\nThe pilot is judged, but MLflow does not show it yet:")
+        raise failure
 
 
 @app.command()

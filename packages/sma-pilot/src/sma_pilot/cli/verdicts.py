@@ -12,11 +12,12 @@ from sma_pilot.cli.base import (
     OutFolder,
     RunPath,
     StageName,
+    TrackingUri,
     app,
     print_standing,
     progress_shown,
     say,
-    store_in,
+    store_for,
 )
 from sma_pilot.errors import PilotError
 
@@ -26,14 +27,10 @@ StoreFolder = Annotated[
     Path | None,
     typer.Option(
         "--out",
-        help="Where the MLflow store is; beside the run folder unless told.",
+        help="Folder of the MLflow store, where it is not beside the run folder.",
         metavar="DIR",
     ),
 ]
-
-
-def _store_of(run: Path, out: Path | None) -> str:
-    return store_in(run.resolve().parent if out is None else out)
 
 
 def _folder(run: Path, stage: str | None) -> Any:
@@ -77,7 +74,12 @@ def report(
 
 
 @app.command()
-def track(run: RunPath, out: StoreFolder = None, as_json: AsJson = False) -> None:
+def track(
+    run: RunPath,
+    out: StoreFolder = None,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
     """Record a judged run in MLflow; a run that is there already is brought up to date.
 
     Example: `sma-pilot track runs/smd-1a2b3c4d`
@@ -85,7 +87,7 @@ def track(run: RunPath, out: StoreFolder = None, as_json: AsJson = False) -> Non
     from sma_pilot import pilot
 
     folder = _folder(run, None)
-    run_id = pilot.track(folder, _store_of(folder.root, out))
+    run_id = pilot.track(folder, store_for(tracking_uri, out, folder.root.resolve().parent))
     typer.echo(json.dumps({"mlflow_run": run_id}) if as_json else run_id)
 
 
@@ -102,6 +104,7 @@ def sign(
     ] = False,
     stage: StageName = None,
     out: StoreFolder = None,
+    tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
     """Sign a decision on a judged run, and record it in MLflow and its model registry.
@@ -111,10 +114,11 @@ def sign(
     from sma_pilot import pilot
 
     folder = _folder(run, stage)
+    store = store_for(tracking_uri, out, folder.root.resolve().parent)
     with progress_shown() as progress:
         signed = pilot.sign(folder, decision, by, reason, override=override, on_progress=progress)
     try:
-        run_id, failure = pilot.track(folder, _store_of(folder.root, out)), None
+        run_id, failure = pilot.track(folder, store), None
     except PilotError as error:
         run_id, failure = None, error
     if as_json:

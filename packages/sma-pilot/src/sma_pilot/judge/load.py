@@ -144,8 +144,8 @@ def inform_energy(measurements: Measurements, plan: Plan, findings: Findings) ->
     for arm in plan.named_arms():
         leg = measurements.leg(arm, OFFLINE)
         value = None
-        if leg.energy_joules is not None and leg.rows:
-            value = leg.energy_joules / leg.rows * 1e6
+        if leg.energy_joules is not None and leg.timed:
+            value = leg.energy_joules / leg.timed * 1e6
         findings.inform(
             Kpi(
                 name=f"energy/{arm}_joules_per_million_events",

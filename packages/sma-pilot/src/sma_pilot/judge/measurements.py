@@ -5,7 +5,7 @@ that, and is the only view of scores that the rest of the judge reads.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -28,12 +28,16 @@ runs twice, or the candidate where the log has but recorded the incumbent."""
 VALIDATION = "validation"
 JUDGED = "judged"
 SLICES = (VALIDATION, JUDGED)
+CLASS_COLUMNS = ("predicted", "squared_error")
+"""Columns of `ArmScores` that tell of classes."""
 
 OFFLINE = "offline"
 SINGLE_STREAM = "single_stream"
 PACED = "paced"
 MULTI_STREAM = "multi_stream"
 SERVER = "server"
+
+_ROW_COLUMNS = ("entity", "time", "label")
 
 
 def _columns(owner: object, **dtypes: type[np.generic]) -> None:
@@ -65,18 +69,28 @@ class ArmScores:
     time : int64 [N]
         Nanoseconds since the epoch.
     label : int32 [N]
-        -1 unknown, 0 normal, 1 and more: inside an event.
+        -1 unknown, 0 normal, 1 and more: inside an event. Where classes are told: the class from
+        0 on, and the number of classes for one that training has not.
     score : float32 [N]
-        Larger is more anomalous; NaN where the arm gave no score.
+        Larger is more anomalous; NaN where the arm gave no score. Where classes are told: the
+        probability of the class that was.
+    predicted : int32 [N], optional
+        The class that was told.
+    squared_error : float32 [N], optional
+        Sum over classes of (probability - truth)^2; NaN where the truth is not known.
     """
 
     entity: NDArray[np.int32]
     time: NDArray[np.int64]
     label: NDArray[np.int32]
     score: NDArray[np.float32]
+    predicted: NDArray[np.int32] | None = None
+    squared_error: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         _columns(self, entity=np.int32, time=np.int64, label=np.int32, score=np.float32)
+        if self.predicted is not None:
+            _columns(self, time=np.int64, predicted=np.int32, squared_error=np.float32)
 
     @property
     def rows(self) -> int:
@@ -148,9 +162,16 @@ class Leg:
     served_p95_ms: float | None = None
     """Shadow: the same of the incumbent's answer."""
     energy_joules: float | None = None
-    """What the accelerator's counter rose by, over `rows` rows."""
+    """What the accelerator's counter rose by, over `timed` rows."""
+    timed_rows: int | None = None
+    """Rows that `seconds` and `energy_joules` are over; None where these are all `rows`."""
     submodule_rates: Mapping[str, float] = field(default_factory=dict)
     """Share of steps that ran each sub-module, named such as ``layer 0 gated_attention``."""
+
+    @property
+    def timed(self) -> int | None:
+        """Rows that `seconds` and `energy_joules` are over."""
+        return self.rows if self.timed_rows is None else self.timed_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +228,10 @@ class AlignedSlice:
     entity, time, label : [N]
         As in `ArmScores`, once for all arms.
     scores : mapping arm -> float32 [N]
+    predicted, squared_error : mapping arm -> [N]
+        As in `ArmScores`; without an arm where no classes are told.
+    classes : tuple of str
+        Names of the classes.
     """
 
     name: str
@@ -214,11 +239,21 @@ class AlignedSlice:
     time: NDArray[np.int64]
     label: NDArray[np.int32]
     scores: Mapping[str, NDArray[np.float32]]
+    predicted: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    squared_error: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
         """Number of rows N."""
         return self.time.size
+
+    def take(self, rows: NDArray[np.int64], **changes: Any) -> Self:
+        """Return these rows [R] alone, some columns changed."""
+        kept: dict[str, Any] = {name: getattr(self, name)[rows] for name in _ROW_COLUMNS}
+        for name in ("scores", *CLASS_COLUMNS):
+            kept[name] = {arm: values[rows] for arm, values in getattr(self, name).items()}
+        return replace(self, **kept | changes)
 
     @classmethod
     def align(cls, measurements: Measurements, name: str) -> Self:
@@ -232,10 +267,15 @@ class AlignedSlice:
         """
         arms = measurements.scores[name]
         columns: dict[str, tuple[np.ndarray, ...]] = {}
+        predicted: dict[str, NDArray[np.int32]] = {}
+        squared_error: dict[str, NDArray[np.float32]] = {}
         for arm, table in arms.items():
             order = np.lexsort((table.time, table.entity))
             entity, time = table.entity[order], table.time[order]
             columns[arm] = (entity, time, table.label[order], table.score[order])
+            if table.predicted is not None and table.squared_error is not None:
+                predicted[arm] = table.predicted[order]
+                squared_error[arm] = table.squared_error[order]
         entity, time, label, _ = columns[INCUMBENT]
         if entity.size and not 0 <= entity[0] <= entity[-1] < len(measurements.entities):
             raise RunError(
@@ -270,4 +310,7 @@ class AlignedSlice:
             time=time,
             label=label,
             scores={arm: column[-1] for arm, column in columns.items()},
+            predicted=predicted,
+            squared_error=squared_error,
+            classes=tuple(measurements.dataset.get("classes", ())) if predicted else (),
         )

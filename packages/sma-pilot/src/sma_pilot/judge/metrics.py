@@ -12,6 +12,9 @@ EVENT_RECALL = "event_recall"
 AVERAGE_PRECISION = "average_precision"
 VUS_PR = "vus_pr"
 AFFILIATION_F1 = "affiliation_f1"
+ACCURACY = "accuracy"
+BALANCED_ACCURACY = "balanced_accuracy"
+MACRO_F1 = "macro_f1"
 BRIER = "brier"
 MAE = "mae"
 RMSE = "rmse"
@@ -37,12 +40,15 @@ METRICS = {
     AVERAGE_PRECISION: Metric(words="average precision"),
     VUS_PR: Metric(words="VUS-PR"),
     AFFILIATION_F1: Metric(words="affiliation F1"),
+    ACCURACY: Metric(words="accuracy"),
+    BALANCED_ACCURACY: Metric(words="balanced accuracy"),
+    MACRO_F1: Metric(words="macro F1"),
     BRIER: Metric(words="Brier score", higher_is_better=False),
     MAE: Metric(words="mean absolute error", higher_is_better=False),
     RMSE: Metric(words="root mean squared error", higher_is_better=False),
 }
 # Cheap under thousands of resamples, so they have bounds whatever the headline is.
-_ALWAYS_BOUNDED = (EVENT_RECALL, AVERAGE_PRECISION)
+_ALWAYS_BOUNDED = (EVENT_RECALL, AVERAGE_PRECISION, ACCURACY)
 
 
 class RowMetric(Protocol):
@@ -69,8 +75,9 @@ def metrics_of(plan: Plan) -> tuple[str, ...]:
 
 
 def bounded_metrics(plan: Plan) -> tuple[str, ...]:
-    """Return those that are resampled: recall, average precision and the headline."""
-    return tuple(dict.fromkeys((*_ALWAYS_BOUNDED, plan.quality.headline)))
+    """Return those that are resampled: the headline, and of the cheap ones those of the task."""
+    cheap = (name for name in _ALWAYS_BOUNDED if name in metrics_of(plan))
+    return tuple(dict.fromkeys((*cheap, plan.quality.headline)))
 
 
 def loss_of(metric: str, reference: float, challenger: float) -> float:

@@ -23,10 +23,12 @@ from sma_pilot.judge.result import Kpi
 from sma_pilot.judge.roi import (
     BASES,
     CASES,
+    MILLION,
     NEVER,
     Basis,
     Case,
     Cost,
+    Fallbacks,
     Value,
     fallback_cost_per_year,
     incumbent_cost,
@@ -44,18 +46,18 @@ def inform_cost(
     latency: Mapping[str, ArmLatency],
     plan: Plan,
     findings: Findings,
-    fallbacks_per_million: float | None = None,
+    fallbacks: Fallbacks | None = None,
 ) -> None:
     """Add what serving costs by scenario, and what the change is worth on both bases.
 
     Parameters
     ----------
-    fallbacks_per_million : float or None
-        Of a million events, those that the guard hands over; None: not measured.
+    fallbacks : Fallbacks or None
+        What the guard does; None: not measured.
     """
     _inform_scenarios(measurements, latency, plan, findings)
-    _inform_prices(plan.money, fallbacks_per_million, findings)
-    appraisal = _Appraisal.of(latency, plan, fallbacks_per_million)
+    _inform_prices(plan.money, fallbacks, findings)
+    appraisal = _Appraisal.of(latency, plan, fallbacks)
     for basis in BASES:
         for kpi in appraisal.kpis(basis):
             findings.inform(kpi)
@@ -128,7 +130,7 @@ def _machine_note(money: Money | None) -> str:
     )
 
 
-def _inform_prices(money: Money | None, rate: float | None, findings: Findings) -> None:
+def _inform_prices(money: Money | None, fallbacks: Fallbacks | None, findings: Findings) -> None:
     """Add what the plan prices beside machine time, each with its source."""
     currency = "" if money is None else money.currency
     yearly = currency and f"{currency}/year"
@@ -149,18 +151,19 @@ def _inform_prices(money: Money | None, rate: float | None, findings: Findings) 
     findings.inform(
         Kpi(
             name="cost/fallbacks_per_million",
-            value=rate,
+            value=None if fallbacks is None else fallbacks.rate * MILLION,
             unit="",
             direction="lower",
             note=_NO_RATE
-            if rate is None
+            if fallbacks is None
             else "Of a million events, those that the guard handed over.",
         )
     )
-    handed = None if money is None else fallback_cost_per_year(money, rate)
-    note = _NO_RATE if rate is None else "The plan gives no `money.fallback`."
-    if money is not None and money.fallback is not None and rate is not None:
-        note = f"{money.fallback.amount:g} {currency} each. Source: {money.fallback.source}."
+    handed = None if money is None else fallback_cost_per_year(money, fallbacks)
+    note = _NO_RATE if fallbacks is None else "The plan gives no `money.fallback`."
+    if money is not None and money.fallback is not None and fallbacks is not None:
+        price = money.fallback
+        note = f"{price.amount:g} {currency} for each {price.per}. Source: {price.source}."
     findings.inform(
         Kpi(
             name="cost/fallback_per_year",
@@ -180,16 +183,18 @@ class _Appraisal:
     before: Mapping[Basis, Cost | None]
     values: Mapping[tuple[Basis, Case], Value]
     note: str
-    rate: float | None
+    fallbacks: Fallbacks | None
 
     @classmethod
-    def of(cls, latency: Mapping[str, ArmLatency], plan: Plan, rate: float | None) -> "_Appraisal":
+    def of(
+        cls, latency: Mapping[str, ArmLatency], plan: Plan, fallbacks: Fallbacks | None
+    ) -> "_Appraisal":
         money = plan.money
         measured = latency.get(CANDIDATE)
         ratio = None if measured is None else measured.mean_ratio
         if money is None or ratio is None or INCUMBENT not in latency:
             note = _NO_PRICES if money is None else "Service times were not measured."
-            return cls(money=money, before={}, values={}, note=note, rate=rate)
+            return cls(money=money, before={}, values={}, note=note, fallbacks=fallbacks)
         low, high = ratio.interval
         ratios: dict[Case, float] = {
             "conservative": max(high, ratio.value),
@@ -206,13 +211,13 @@ class _Appraisal:
                     seconds_per_event=seconds,
                     ratio=ratios[case],
                     money=money,
-                    fallbacks_per_million=rate,
+                    fallbacks=fallbacks,
                 )
                 for basis in BASES
                 for case in CASES
             },
             note=_ratio_note(ratios, latency, plan),
-            rate=rate,
+            fallbacks=fallbacks,
         )
 
     def kpis(self, basis: Basis) -> Iterator[Kpi]:
@@ -285,9 +290,9 @@ class _Appraisal:
             )
         missing = [self._missing(name) for name in ("setup", "running", "appraisal")]
         words += [text for text in missing if text]
-        if self.rate is None:
+        if self.fallbacks is None:
             words.append(f"{_NO_RATE} Their cost is in none of these figures.")
-        elif self._missing("fallback"):
+        elif self.fallbacks.rate and self._missing("fallback"):
             words.append(self._missing("fallback"))
         return " ".join(words)
 
@@ -319,8 +324,10 @@ class _Appraisal:
         )
 
     def _net_note(self) -> str:
-        absent = self._missing("running") or (self._missing("fallback") if self.rate else "")
-        left_out = f" {_NO_RATE} Their cost is left out." if self.rate is None else ""
+        absent = self._missing("running") or (
+            self._missing("fallback") if self.fallbacks and self.fallbacks.rate else ""
+        )
+        left_out = f" {_NO_RATE} Their cost is left out." if self.fallbacks is None else ""
         return (absent or "Less running cost and fallbacks.") + (left_out if not absent else "")
 
     def _npv_note(self) -> str:

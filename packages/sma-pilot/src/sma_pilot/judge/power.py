@@ -46,6 +46,7 @@ def more_data(
     minimum_days: float,
     discordance: float | None,
     alpha: float,
+    units: str = "events",
 ) -> MoreData:
     """Say in events and in days at the observed event rate what would settle the loss.
 
@@ -55,6 +56,8 @@ def more_data(
         Judged events, at least 1.
     minimum_events, minimum_days
         What the judge asks for whatever the loss.
+    units : str
+        What events are called.
     observed_days : float
         Days of the judged slice in which any entity reported.
     """
@@ -74,7 +77,7 @@ def more_data(
     further = max(needed - events, 0)
     return MoreData(
         text=(
-            f"About {needed} judged events in all, {further} more than now, or "
+            f"About {needed} judged {units} in all, {further} more than now, or "
             f"{further * days_per_event:.3g} further days at the observed rate, would show a loss "
             f"under {limit:.3g} with a chance of {100 * POWER:g} %, if the true loss is "
             f"the observed {estimate.value:.3g}."

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sma_pilot.judge.confusion import Confusion
 from sma_pilot.judge.measurements import BASELINE, CANDIDATE, INCUMBENT, AlignedSlice
 from sma_pilot.judge.metrics import EVENT_RECALL, bounded_metrics, loss_of
 from sma_pilot.judge.scene import FALSE_ALARMS, ArmQuality, Interval, Scene, set_thresholds
@@ -33,9 +34,21 @@ class Comparison:
     losses: Mapping[str, Estimate]
     """By how much the challenger is worse, in each resampled metric that both arms have."""
     lost_events: int | None = None
-    """Caught by the reference only."""
+    """Caught, or told rightly, by the reference only."""
     won_events: int | None = None
-    """Caught by the challenger only."""
+    """By the challenger only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitsLeftOut:
+    """Judged units that are neither right nor wrong."""
+
+    unlabelled: int
+    """Without a class."""
+    unseen: int
+    """Of a class that training has not: no arm could have told it."""
+    runs_of_rarest: int
+    """Runs of the judged class that has the fewest."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +77,10 @@ class Quality:
     false_alarm_difference: float | None
     """Candidate minus incumbent, a day and entity."""
     false_alarm_difference_interval: Interval | None
+    units_left_out: UnitsLeftOut | None = None
+    """None where no classes are told."""
+    classes: tuple[str, ...] = ()
+    """Names of those that are."""
 
     @property
     def blocks(self) -> int:
@@ -94,8 +111,18 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
         interval = percentile_bounds(drawn, alpha) if np.ptp(drawn) > 0 else None
 
     def compare(reference: str, challenger: str) -> Comparison:
-        evidence = {"incidents": scene.incidents, "blocks": scene.bins // block, "alpha": alpha}
-        return _compare(reference, challenger, arms, samples, left_out, plan, **evidence)
+        return _compare(
+            reference,
+            challenger,
+            arms,
+            samples,
+            left_out,
+            plan,
+            incidents=scene.incidents,
+            rarest=scene.runs_of_rarest,
+            blocks=scene.bins // block,
+            alpha=alpha,
+        )
 
     return Quality(
         arms=arms,
@@ -112,6 +139,14 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
         only_candidate_scored=count_only(judged, CANDIDATE, INCUMBENT),
         false_alarm_difference=difference,
         false_alarm_difference_interval=interval,
+        units_left_out=UnitsLeftOut(
+            unlabelled=int((scene.rows.label < 0).sum()),
+            unseen=int((scene.rows.label >= len(scene.rows.classes)).sum()),
+            runs_of_rarest=scene.runs_of_rarest,
+        )
+        if plan.task.by_class
+        else None,
+        classes=scene.rows.classes,
     )
 
 
@@ -128,7 +163,7 @@ def _statistics(arms: Mapping[str, ArmQuality], scene: Scene, plan: Plan) -> dic
         for name, metric in quality.row_metrics.items():
             if name in bounded_metrics(plan):
                 statistics[f"{arm}/{name}"] = metric
-        if quality.caught is not None and event_bins.size:
+        if quality.caught is not None and event_bins.size and EVENT_RECALL in quality.values:
             statistics[f"{arm}/{EVENT_RECALL}"] = _share(event_bins, quality.caught)
         if quality.alarm_bins is not None and quality.false_alarms_per_day is not None:
             statistics[f"{arm}/{FALSE_ALARMS}"] = _rate(quality.alarm_bins, quality.exposure_of_bin)
@@ -192,6 +227,8 @@ def _compare(
     samples: Mapping[str, NDArray[np.float64]],
     left_out: Mapping[str, NDArray[np.float64]],
     plan: Plan,
+    incidents: int,
+    rarest: int,
     **evidence: Any,
 ) -> Comparison:
     one, other = arms[reference], arms[challenger]
@@ -201,15 +238,23 @@ def _compare(
         if metric not in one.values or metric not in other.values:
             continue
         loss = loss_of(metric, one.values[metric], other.values[metric])
+        # A mean over classes rests on each of them: as if all had as few runs as the rarest.
+        classes = arms[reference].row_metrics.get(metric)
+        counted = incidents
+        if isinstance(classes, Confusion):
+            counted = min(incidents, rarest * classes.judged_classes)
         sign = loss_of(metric, 1.0, 0.0)
         drawn, without = (
             sign * (values[f"{reference}/{metric}"] - values[f"{challenger}/{metric}"])
             for values in (samples, left_out)
         )
         if one.caught is None or other.caught is None or metric != EVENT_RECALL:
-            losses[metric] = metric_loss(loss, drawn, without, **evidence)
+            losses[metric] = metric_loss(loss, drawn, without, incidents=counted, **evidence)
             continue
+        losses[metric] = recall_loss(
+            one.caught, other.caught, drawn, without, incidents=incidents, **evidence
+        )
+    if losses and one.caught is not None and other.caught is not None:
         lost = int((one.caught & ~other.caught).sum())
         won = int((other.caught & ~one.caught).sum())
-        losses[metric] = recall_loss(one.caught, other.caught, drawn, without, **evidence)
     return Comparison(losses=losses, lost_events=lost, won_events=won)

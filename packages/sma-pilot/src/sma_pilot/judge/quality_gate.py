@@ -1,6 +1,7 @@
 """Quality in words and KPIs: the gate on the headline's loss, and what a reader should know."""
 
 from sma_pilot.judge.alarms import LARGEST_ALARM_SHARE
+from sma_pilot.judge.class_kpis import remark_unseen, unit_counts, worst_class
 from sma_pilot.judge.discordance import mcnemar_p
 from sma_pilot.judge.events import DAY_NS, nanoseconds
 from sma_pilot.judge.findings import Findings, bound_text, confidence_text, status_of
@@ -52,9 +53,12 @@ def judge_quality(quality: Quality, plan: Plan, findings: Findings) -> MoreData 
             other = quality.candidate.losses.get(metric)
             findings.inform(_loss(f"quality/loss_{metric}", other, plan, "info"))
     for arm, measured in quality.arms.items():
-        _arm_kpis(arm, measured, plan, findings)
+        _arm_kpis(arm, measured, quality.classes, plan, findings)
     _counts(quality, plan, findings)
-    _false_alarms(quality, plan, findings)
+    if plan.task.by_class:
+        remark_unseen(quality, plan, findings)
+    else:
+        _false_alarms(quality, plan, findings)
     if status != "inconclusive":
         return None
     return _more_data(quality, estimate, plan)
@@ -95,6 +99,12 @@ def score_noise(judged: AlignedSlice, again: str) -> int | None:
 
 def _headline(quality: Quality, estimate: Estimate | None, plan: Plan) -> tuple[Status, str]:
     name, limit = METRICS[plan.quality.headline].words, plan.quality.loss_limit
+    units = plan.task.units
+    if quality.events == 0 and plan.task.by_class:
+        return "inconclusive", (
+            f"The {JUDGED} rows hold no {units.removesuffix('s')} of a class that training has, so "
+            f"a loss of {name} can be neither shown nor ruled out."
+        )
     if quality.events == 0:
         left = quality.events_left_out
         return "inconclusive", (
@@ -108,17 +118,19 @@ def _headline(quality: Quality, estimate: Estimate | None, plan: Plan) -> tuple[
             f"no normal validation row has a score of: {', '.join(arms)}; without a threshold "
             "there are no alarms"
             if arms and plan.quality.headline == EVENT_RECALL
+            else f"none of the {units} has a score of both arms"
+            if plan.task.by_class
             else "no row of an event has a score of both arms"
         )
         return "inconclusive", f"The loss of {name} could not be measured: {why}."
     figures = [quality.arms[arm].values[plan.quality.headline] for arm in (INCUMBENT, CANDIDATE)]
     seen = (
-        f"incumbent {figures[0]:.3f}, candidate {figures[1]:.3f} on {quality.events} events, "
+        f"incumbent {figures[0]:.3f}, candidate {figures[1]:.3f} on {quality.events} {units}, "
         f"a {'gain' if estimate.value < 0 else 'loss'} of {abs(estimate.value):.3f}"
     )
     if quality.events < plan.quality.minimum_events:
         return "inconclusive", (
-            f"Too few events for a verdict on {name}: {quality.events} of the "
+            f"Too few {units} for a verdict on {name}: {quality.events} of the "
             f"{plan.quality.minimum_events} that the plan asks for ({seen})."
         )
     if quality.blocks < MINIMUM_BLOCKS:
@@ -146,7 +158,9 @@ def _loss(name: str, estimate: Estimate | None, plan: Plan, status: Status) -> K
     )
 
 
-def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) -> None:
+def _arm_kpis(
+    arm: str, measured: ArmQuality, classes: tuple[str, ...], plan: Plan, findings: Findings
+) -> None:
     confidence = 1 - plan.quality.alpha
 
     def inform(name: str, value: float | None, unit: str, direction=None, key="", note="") -> None:
@@ -172,11 +186,16 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
             share = measured.values.get(metric)
             seconds = None if share is None else share * plan.task.horizon.total_seconds()
             inform(f"{metric}_s", seconds, "s", "lower")
-    if plan.task.kind == "alarm":
+    if plan.task.kind == "alarm" or plan.task.by_class:
         diagram = measured.reliability
         inform("reliability", None if diagram is None else diagram.reliability, "", "lower")
         error = None if diagram is None else diagram.expected_calibration_error
         inform("calibration_error", error, "", "lower")
+    if plan.task.by_class:
+        inform("unscored_rows", measured.unscored_rows, plan.task.units, "lower")
+        worst, note = worst_class(measured, classes)
+        inform("worst_class_recall", worst, "", "higher", note=note)
+        return
     threshold = measured.threshold
     inform("threshold", None if threshold is None else threshold.value, "score")
     note = ""
@@ -212,22 +231,28 @@ def _arm_kpis(arm: str, measured: ArmQuality, plan: Plan, findings: Findings) ->
 
 
 def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
-    counts = {
-        "events": (quality.events, "Judged events that could be caught."),
-        "events_left_out": (quality.events_left_out, "No row in reach with a score."),
-        "incidents": (quality.incidents, "Events that start together count as one."),
-        "right_to_wrong": (quality.candidate.lost_events, "Caught by the incumbent only."),
-        "wrong_to_right": (quality.candidate.won_events, "Caught by the candidate only."),
-        "blocks": (quality.blocks, "Stretches of time that are taken as independent."),
-    }
+    counts = (
+        unit_counts(quality, plan)
+        if plan.task.by_class
+        else {
+            "events": (quality.events, "Judged events that could be caught."),
+            "events_left_out": (quality.events_left_out, "No row in reach with a score."),
+            "incidents": (quality.incidents, "Events that start together count as one."),
+            "right_to_wrong": (quality.candidate.lost_events, "Caught by the incumbent only."),
+            "wrong_to_right": (quality.candidate.won_events, "Caught by the candidate only."),
+            "blocks": (quality.blocks, "Stretches of time that are taken as independent."),
+        }
+    )
     for name, (value, note) in counts.items():
-        unit = "blocks" if name == "blocks" else "incidents" if name == "incidents" else "events"
+        unit = name if name in ("blocks", "incidents") else plan.task.units
+        if name == "runs_of_rarest_class":
+            unit = "incidents"
         findings.inform(Kpi(name=f"quality/{name}", value=value, unit=unit, note=note))
-    _discordance(quality, findings)
+    _discordance(quality, plan, findings)
     findings.inform(
         Kpi(
             name="quality/block_length_s",
-            value=quality.block * nanoseconds(plan.log.period) / 1e9,
+            value=quality.block * nanoseconds(plan.step) / 1e9,
             unit="s",
         )
     )
@@ -241,11 +266,12 @@ def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
             findings.inform(_loss(f"quality/{name}", loss, plan, "info"))
 
 
-def _discordance(quality: Quality, findings: Findings) -> None:
+def _discordance(quality: Quality, plan: Plan, findings: Findings) -> None:
     """Inform of events on which the arms differ, and whether it goes both ways alike."""
+    units, right = plan.task.units, "told rightly" if plan.task.by_class else "caught"
     lost, won = quality.candidate.lost_events, quality.candidate.won_events
     share = p_value = None
-    if lost is not None and won is not None:
+    if lost is not None and won is not None and quality.events:
         p_value = mcnemar_p(lost, won)
         share = (lost + won) / quality.events
     findings.inform(
@@ -254,7 +280,8 @@ def _discordance(quality: Quality, findings: Findings) -> None:
             value=share,
             unit="",
             direction="lower",
-            note="Share of events that one of incumbent and candidate caught and the other missed.",
+            note=f"Share of {units} that one of incumbent and candidate {right} and the other "
+            "did not.",
         )
     )
     findings.inform(
@@ -262,7 +289,7 @@ def _discordance(quality: Quality, findings: Findings) -> None:
             name="quality/mcnemar_p",
             value=p_value,
             unit="",
-            note="Exact, two-sided, events taken as independent: small when the differing events "
+            note=f"Exact, two-sided, {units} taken as independent: small when the differing ones "
             "do not go both ways alike. A large one is no proof that nothing is lost.",
         )
     )
@@ -306,24 +333,28 @@ def _false_alarms(quality: Quality, plan: Plan, findings: Findings) -> None:
         # The threshold was set on a sample too: drift is what both samples' noise cannot explain.
         _, expected = count_bounds(measured.threshold.false_alarms, plan.quality.alpha)
         expected /= measured.threshold.entity_days
-        if realised[0] > max(expected, plan.quality.false_alarms_per_day):
+        declared = plan.quality.false_alarms_per_day or 0.0
+        if realised[0] > max(expected, declared):
             findings.remark(
                 f"quality/{arm}_false_alarms_per_day",
                 f"The {arm} raises {measured.false_alarms_per_day:.3g} false alarms "
                 f"{_rate_unit(plan)} on judged rows; its threshold was set for "
-                f"{plan.quality.false_alarms_per_day:g} on earlier ones. The log has drifted, or "
+                f"{declared:g} on earlier ones. The log has drifted, or "
                 "holds events without a label.",
             )
 
 
 def _more_data(quality: Quality, estimate: Estimate | None, plan: Plan) -> MoreData:
     if estimate is None or quality.events == 0:
-        return MoreData(text="How much more data is needed cannot be told without a first event.")
+        first = plan.task.units.removesuffix("s")
+        return MoreData(
+            text=f"How much more data is needed cannot be told without a first {first}."
+        )
     discordance = None
     if plan.quality.headline == EVENT_RECALL:
         differing = (quality.candidate.lost_events or 0) + (quality.candidate.won_events or 0)
         discordance = differing / quality.events
-    stretch = quality.block * nanoseconds(plan.log.period) / DAY_NS
+    stretch = quality.block * nanoseconds(plan.step) / DAY_NS
     return more_data(
         estimate,
         limit=plan.quality.loss_limit,
@@ -333,11 +364,12 @@ def _more_data(quality: Quality, estimate: Estimate | None, plan: Plan) -> MoreD
         minimum_days=MINIMUM_BLOCKS * stretch,
         discordance=discordance,
         alpha=plan.quality.alpha,
+        units=plan.task.units,
     )
 
 
 def _hours(bins: int, plan: Plan) -> str:
-    return f"{bins * nanoseconds(plan.log.period) / 3.6e12:.3g} h"
+    return f"{bins * nanoseconds(plan.step) / 3.6e12:.3g} h"
 
 
 def _rate_unit(plan: Plan) -> str:

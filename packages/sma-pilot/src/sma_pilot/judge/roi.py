@@ -90,13 +90,35 @@ def net_present_value(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fallbacks:
+    """What the guard does with an event on average, as a replay measured it.
+
+    Attributes
+    ----------
+    rate : float
+        Share of events that it hands over.
+    looks : float
+        How often a person is asked, an event.
+    seconds : float or None
+        Machine time that this takes, in seconds an event; None: not measured.
+    in_service_time : bool
+        Whether the candidate's time was measured within its guard, so that `seconds` are in it.
+    """
+
+    rate: float
+    looks: float = 0.0
+    seconds: float | None = None
+    in_service_time: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Value:
     """What the change is worth on one basis in one case; None is "not measured".
 
     Attributes
     ----------
     candidate : Cost or None
-        Machine time of the candidate, and of the incumbent where the guard falls back to it.
+        Machine time of the candidate, and of what the guard's fallbacks take.
     saving_per_year : float or None
         The incumbent's machine time less that.
     net_saving_per_year : float or None
@@ -121,13 +143,19 @@ def incumbent_cost(basis: Basis, seconds_per_event: float, money: Money) -> Cost
     return None if money.capacity is None else capacity_cost(money.capacity.machines, money)
 
 
-def fallback_cost_per_year(money: Money, fallbacks_per_million: float | None) -> float | None:
-    """Price the events that the guard hands over in a year; None without a rate or a price."""
-    if fallbacks_per_million == 0:
-        return 0.0
-    if fallbacks_per_million is None or money.fallback is None:
+def fallback_cost_per_year(money: Money, fallbacks: Fallbacks | None) -> float | None:
+    """Price a year's fallbacks beside their machine time; None without a measurement or a price.
+
+    This is the only place where they are priced, by the only price that a plan has for them.
+    """
+    if fallbacks is None:
         return None
-    return money.events_per_year * fallbacks_per_million / MILLION * money.fallback.amount
+    if fallbacks.rate == 0:
+        return 0.0
+    if money.fallback is None:
+        return None
+    charged = fallbacks.looks if money.fallback.per == "look" else fallbacks.rate
+    return money.events_per_year * charged * money.fallback.amount
 
 
 def value_of_change(
@@ -136,13 +164,14 @@ def value_of_change(
     seconds_per_event: float,
     ratio: float,
     money: Money,
-    fallbacks_per_million: float | None = None,
+    fallbacks: Fallbacks | None = None,
 ) -> Value:
     """Appraise the candidate in the incumbent's place.
 
-    An event that falls back takes the candidate's time and then the incumbent's. Fallbacks whose
-    rate was not measured are left out, and whoever shows the figures has to say so; fallbacks
-    that happen and have no price leave net saving, payback and net present value unmeasured.
+    The machine time of fallbacks comes to that of the candidate, unless it is in there already.
+    Fallbacks that were not measured are left out, and whoever shows the figures has to say so;
+    fallbacks that happen and have no price leave net saving, payback and net present value
+    unmeasured.
 
     Parameters
     ----------
@@ -152,10 +181,11 @@ def value_of_change(
     ratio : float
         The candidate's time over the incumbent's.
     money : Money
-    fallbacks_per_million : float or None
-        Of a million events, those that the guard hands over; None: not measured.
+    fallbacks : Fallbacks or None
+        What the guard does; None: not measured.
     """
-    ratio += (fallbacks_per_million or 0.0) / MILLION
+    if fallbacks is not None and not fallbacks.in_service_time:
+        ratio += (fallbacks.seconds or 0.0) / seconds_per_event
     candidate, saving = None, 0.0
     before = incumbent_cost(basis, seconds_per_event, money)
     if before is not None:
@@ -167,12 +197,10 @@ def value_of_change(
             candidate = capacity_cost(kept, money)
         if candidate is not None:
             saving = before.per_year - candidate.per_year
-    fallbacks = 0.0
-    if fallbacks_per_million is not None:
-        fallbacks = fallback_cost_per_year(money, fallbacks_per_million)
-    if money.running is None or fallbacks is None:
+    handed = 0.0 if fallbacks is None else fallback_cost_per_year(money, fallbacks)
+    if money.running is None or handed is None:
         return Value(candidate=candidate, saving_per_year=saving)
-    net = saving - money.running.amount - fallbacks
+    net = saving - money.running.amount - handed
     payback = npv = None
     if money.setup is not None:
         payback = payback_years(money.setup.amount, net)

@@ -57,7 +57,7 @@ def judge_safety(
 
 def block_of(stage: StagePlan, plan: Plan) -> timedelta:
     """Return the time of one block of the watch: long enough that one incident is within one."""
-    return stage.block or BLOCK_OF_MERGES * plan.quality.alarm_merge
+    return stage.block or BLOCK_OF_MERGES * (plan.quality.alarm_merge or plan.log.period)
 
 
 def block_means(scene: Scene, loss: NDArray[np.float64], block_ns: int) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sma_pilot.judge.alarms import Threshold, choose_threshold, episode_starts
 from sma_pilot.judge.calibration import Reliability
+from sma_pilot.judge.classes import apart, measure_classes, runs_of_classes, units_as_events
 from sma_pilot.judge.events import (
     DAY_NS,
     NORMAL,
@@ -31,6 +32,8 @@ from sma_pilot.plan import Plan
 FALSE_ALARMS = "false_alarms"
 # A block of the bootstrap holds at least this quantile of the events' lengths.
 TYPICAL_EVENT_QUANTILE = 0.9
+# And of the lengths of runs of one class: the usual state lasts long and tells of no memory.
+TYPICAL_RUN_QUANTILE = 0.5
 
 Interval = tuple[float, float]
 
@@ -42,6 +45,7 @@ class ArmQuality:
     Attributes
     ----------
     caught : bool [E]
+        Of units that have a class: told rightly.
     delay_s : float [E]
         From an event's start to its first alarm (`forecast_anomaly`), or from the first alarm to
         the start (`alarm`: the warning it gives); NaN for a missed event.
@@ -88,8 +92,12 @@ class ArmQuality:
 def set_thresholds(validation: AlignedSlice, plan: Plan) -> dict[str, Threshold]:
     """Set each arm's threshold to the same declared number of false alarms.
 
-    What is unlabelled counts as normal. An arm without a scored normal row has no threshold.
+    What is unlabelled counts as normal. An arm without a scored normal row has no threshold, nor
+    has any where classes are told and no alarms raised.
     """
+    per_day, merge = plan.quality.false_alarms_per_day, plan.quality.alarm_merge
+    if per_day is None or merge is None:
+        return {}
     validation, exposure = judged_units(validation, plan)
     events = find_events(validation, plan.task)
     normal = row_kinds(validation, events, plan.task, unlabelled_is_normal=True) == NORMAL
@@ -99,8 +107,8 @@ def set_thresholds(validation: AlignedSlice, plan: Plan) -> dict[str, Threshold]
             validation.entity[normal],
             validation.time[normal],
             exposure[normal],
-            merge_ns=nanoseconds(plan.quality.alarm_merge),
-            per_day=plan.quality.false_alarms_per_day,
+            merge_ns=nanoseconds(merge),
+            per_day=per_day,
         )
         for arm, score in validation.scores.items()
     }
@@ -111,7 +119,8 @@ def set_thresholds(validation: AlignedSlice, plan: Plan) -> dict[str, Threshold]
 class Scene:
     """The judged rows, their events and their bins: what is the same for every arm.
 
-    Of a task that judges by session, a row is a session and an event is an anomalous one.
+    Of a task that judges by session, a row is a session and an event is an anomalous one. Where
+    classes are told, a row is a unit, and each one of a known class is an event.
     """
 
     rows: AlignedSlice
@@ -120,36 +129,52 @@ class Scene:
     events: Events
     events_left_out: int
     incidents: int
+    runs_of_rarest: int
+    """Of the class that has the fewest; 0 where no classes are told."""
     exposure: NDArray[np.int64]
     bin_of_row: NDArray[np.int64]
     bins: int
     observed_days: float
     """Days in which any entity reported; a silence of all longer than `max_gap` is left out."""
+    typical: int
+    """How long what is judged usually lasts, in bins: the least length of a block."""
 
     @classmethod
     def of(cls, rows: AlignedSlice, plan: Plan) -> "Scene":
         """Find the events that the incumbent had a chance to catch, and cut time into bins."""
         observed = observed_ns(rows.time, plan.log.period, plan.log.max_gap)
         rows, exposure = judged_units(rows, plan)
-        found = find_events(rows, plan.task)
-        kinds = row_kinds(rows, found, plan.task, unlabelled_is_normal=False)
+        if plan.task.by_class:
+            found, kinds = units_as_events(rows)
+        else:
+            found = find_events(rows, plan.task)
+            kinds = row_kinds(rows, found, plan.task, unlabelled_is_normal=False)
         scored = np.concatenate([[0], np.cumsum(~np.isnan(rows.scores[INCUMBENT]))])
         can_be_caught = scored[found.window_stop] > scored[found.window_start]
         events = found.select(can_be_caught)
-        bin_of_row, bins = time_bins(rows.time, nanoseconds(plan.log.period))
-        starts = np.sort(events.start_time)
-        merge = nanoseconds(plan.quality.alarm_merge)
+        bin_of_row, bins = time_bins(rows.time, nanoseconds(plan.step))
+        step = nanoseconds(plan.step)
+        starts, lasts = events.start_time, rows.time[events.stop - 1] - events.start_time
+        merge = nanoseconds(plan.quality.alarm_merge or plan.log.period)
+        rarest = 0
+        if plan.task.by_class:
+            runs = runs_of_classes(rows, events)
+            starts, lasts, rarest = runs.start, runs.lasts, runs.of_rarest(merge)
+        share = TYPICAL_RUN_QUANTILE if plan.task.by_class else TYPICAL_EVENT_QUANTILE
+        typical = int(np.quantile(lasts + step, share, method="higher")) if lasts.size else step
         return cls(
             rows=rows,
             plan=plan,
             kinds=kinds,
             events=events,
             events_left_out=found.count - events.count,
-            incidents=int((np.diff(starts) >= merge).sum()) + 1 if starts.size else 0,
+            incidents=apart(starts, merge),
+            runs_of_rarest=rarest,
             exposure=exposure,
             bin_of_row=bin_of_row,
             bins=bins,
             observed_days=observed / DAY_NS,
+            typical=typical // step,
         )
 
     @cached_property
@@ -165,6 +190,8 @@ class Scene:
         days = self.exposure / DAY_NS
         exposure_of_bin = np.zeros(self.bins)
         np.add.at(exposure_of_bin, self.bin_of_row[normal], days[normal])
+        if self.plan.task.by_class:
+            return self._tell(arm, exposure_of_bin)
         over = None if threshold is None else score > threshold.value  # false where it is NaN
         metrics, reliability = metrics_of_rows(self.judged, score, over, self.plan.task)
         values = {name: metric(np.ones(self.bins)) for name, metric in metrics.items()}
@@ -177,7 +204,9 @@ class Scene:
                 values[EVENT_RECALL] = float(caught.mean())
             false = np.flatnonzero(over & normal)
             begins = episode_starts(
-                rows.entity[false], rows.time[false], nanoseconds(self.plan.quality.alarm_merge)
+                rows.entity[false],
+                rows.time[false],
+                nanoseconds(self.plan.quality.alarm_merge or self.plan.log.period),
             )
             alarm_bins = self.bin_of_row[false[begins]]
             if exposure_of_bin.sum() > 0:
@@ -197,6 +226,23 @@ class Scene:
             false_alarms_per_day=rate,
         )
 
+    def _tell(self, arm: str, exposure_of_bin: NDArray[np.float64]) -> ArmQuality:
+        """Measure what classes an arm told."""
+        right, metrics, reliability = measure_classes(self.rows, arm, self.events, self.bin_of_row)
+        return ArmQuality(
+            threshold=None,
+            caught=right,
+            delay_s=None,
+            alarm_bins=None,
+            exposure_of_bin=exposure_of_bin,
+            alarm_share=None,
+            row_metrics=metrics,
+            reliability=reliability,
+            unscored_rows=int(np.isnan(self.rows.scores[arm]).sum()),
+            values={name: metric(np.ones(self.bins)) for name, metric in metrics.items()},
+            false_alarms_per_day=None,
+        )
+
     def _catch(self, over: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Find each event's first alarm row within its window."""
         alarm_rows = np.append(np.flatnonzero(over), over.size)
@@ -211,9 +257,9 @@ class Scene:
         """Choose the bootstrap's block, in bins: the declared one, or from the loss's memory."""
         if not self.bins:
             return 1
-        period = nanoseconds(plan.log.period)
+        step = nanoseconds(plan.step)
         if plan.quality.block is not None:
-            declared = -(-nanoseconds(plan.quality.block) // period)
+            declared = -(-nanoseconds(plan.quality.block) // step)
             return min(declared, max(1, self.bins // 2))
         incumbent, candidate = arms[INCUMBENT], arms[CANDIDATE]
         loss, carries = np.zeros(self.bins), np.zeros(self.bins, dtype=bool)
@@ -229,10 +275,7 @@ class Scene:
             if one is not None and other is not None:
                 carries[one.carriers] = True
                 loss = one.contributions(self.bins) - other.contributions(self.bins)
-        floor = 1
-        if self.events.count:
-            lasts = self.rows.time[self.events.stop - 1] - self.events.start_time + period
-            floor = int(np.quantile(lasts, TYPICAL_EVENT_QUANTILE, method="higher")) // period
+        floor = self.typical
         if plan.task.horizon is not None:
-            floor = max(floor, nanoseconds(plan.task.horizon) // period)
+            floor = max(floor, nanoseconds(plan.task.horizon) // step)
         return choose_block(loss, carries, floor)

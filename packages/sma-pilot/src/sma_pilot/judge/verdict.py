@@ -1,5 +1,6 @@
 """From measurements and a plan to a verdict with reasons (docs/verdict.md)."""
 
+from sma_pilot.judge.fallbacks import fallbacks_of
 from sma_pilot.judge.findings import Findings
 from sma_pilot.judge.footprint_gate import (
     inform_routing,
@@ -7,7 +8,7 @@ from sma_pilot.judge.footprint_gate import (
     inform_throughput,
     judge_memory,
 )
-from sma_pilot.judge.guard import fallbacks_per_million, inform_guard
+from sma_pilot.judge.guard import inform_guard
 from sma_pilot.judge.latency import MEDIAN, measure_latency
 from sma_pilot.judge.latency_gate import judge_latency
 from sma_pilot.judge.load import inform_energy, inform_harness, inform_load
@@ -59,10 +60,10 @@ def judge(measurements: Measurements, plan: Plan) -> Result:
     inform_load(measurements, plan, findings)
     inform_harness(measurements, plan, latency, findings)
     inform_energy(measurements, plan, findings)
-    fallbacks = fallbacks_per_million(measurements.guard)
-    inform_cost(measurements, latency, plan, findings, fallbacks_per_million=fallbacks)
+    fallbacks = fallbacks_of(measurements.guard, latency, plan)
+    inform_cost(measurements, latency, plan, findings, fallbacks)
     inform_routing(measurements, findings)
-    inform_guard(measurements, latency, plan, findings)
+    inform_guard(measurements, fallbacks, plan, findings)
     inform_score_difference(measurements, plan, findings)
     noise["score_rows_different"] = _same_scores_twice(judged, findings)
     remark_third_arm(measurements, judged, quality, latency, plan, findings)

@@ -41,7 +41,13 @@ def check_log(
     try:
         reader = LogReader(plan.log, data_dir)
         facts = collect_facts(
-            reader, plan.log, plan.slices, plan.task.horizon, on_progress, partition_bytes
+            reader,
+            plan.log,
+            plan.slices,
+            plan.task.horizon,
+            on_progress,
+            partition_bytes,
+            plan.task.window,
         )
     except LogError as error:
         return CheckReport(plan, (Finding("error", "schema", str(error)),), None)

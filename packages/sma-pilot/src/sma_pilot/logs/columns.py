@@ -23,6 +23,10 @@ class Columns:
     label: str | None
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
+    by_class: bool = False
+    """Whether the label is a class and not an event."""
+    text: str | None = None
+    """Column of free text, whose templates are the last categorical channel."""
 
 
 def resolve_columns(log: LogSource, files: Sequence[LogFile]) -> Columns:
@@ -61,7 +65,9 @@ def resolve_columns(log: LogSource, files: Sequence[LogFile]) -> Columns:
 
 def _resolve(log: LogSource, file: LogFile) -> Columns:
     names = list(file.dtypes)
-    roles = {"time": log.time, "entity": log.entity, "label": log.label}
+    answer, label = log.answer
+    text = None if log.text is None else log.text.column
+    roles = {"time": log.time, "entity": log.entity, answer: label, "text.column": text}
     for role, column in roles.items():
         if column is not None and column not in file.dtypes:
             raise LogError(f"{file.name}: log.{role}: no column {column!r}; {hint(column, names)}")
@@ -93,12 +99,22 @@ def _resolve(log: LogSource, file: LogFile) -> Columns:
             claims |= {name: claims.get(name, part) for name in matches}
             free = [name for name in free if name not in claims]
     _check_types(claims, file.dtypes, file.name)
+    if text is not None and file.dtypes[text] != pl.String:
+        raise LogError(
+            f"{file.name}: log.text.column: column {text!r} holds {file.dtypes[text]} values, and "
+            "no text; name another one"
+        )
     return Columns(
         time=log.time,
         entity=log.entity,
-        label=log.label,
+        label=label,
         numeric=tuple(name for name in names if claims.get(name) == "log.numeric"),
-        categorical=tuple(name for name in names if claims.get(name) == "log.categorical"),
+        categorical=(
+            *(name for name in names if claims.get(name) == "log.categorical"),
+            *([] if text is None else [text]),
+        ),
+        by_class=log.class_label is not None,
+        text=text,
     )
 
 

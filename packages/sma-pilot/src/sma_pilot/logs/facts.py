@@ -16,6 +16,7 @@ from sma_pilot.logs.reader import LogReader
 from sma_pilot.logs.slices import OUTSIDE, SLICES, Borders, nanoseconds
 from sma_pilot.logs.staging import PARTITION_BYTES, stage
 from sma_pilot.logs.tally import Tally
+from sma_pilot.logs.vocabulary import Vocabulary
 from sma_pilot.plan import LogSource, Slices
 from sma_pilot.progress import OnProgress
 
@@ -127,6 +128,7 @@ def collect_facts(
     horizon: timedelta | None,
     on_progress: OnProgress | None = None,
     partition_bytes: int = PARTITION_BYTES,
+    window: timedelta | None = None,
 ) -> LogFacts:
     """Read a log twice in order and return what it tells, in bounded memory.
 
@@ -142,6 +144,8 @@ def collect_facts(
         Told the rows done by stage.
     partition_bytes : int
         Memory aimed at for one partition of the external sort.
+    window : timedelta, optional
+        Of the task that tells classes.
 
     Raises
     ------
@@ -153,7 +157,7 @@ def collect_facts(
     max_gap = nanoseconds(log.max_gap)
     with stage(log, reader, None, on_progress, partition_bytes) as staged:
         tally, steps, repeats = (
-            Tally(len(staged.entities), reader.columns),
+            Tally(len(staged.entities), reader.columns, window, log.text),
             StepTaker(),
             RepeatTaker(),
         )
@@ -186,7 +190,7 @@ def collect_facts(
             entities=staged.entities,
             duplicates=staged.duplicates,
             tally=tally,
-            vocabularies=vocabularies,
+            vocabularies=[own.values for own in vocabularies],
             rows_of_entity=rows_of_entity,
             events_of_entity=events_of_entity,
             event_times=np.sort(
@@ -208,12 +212,12 @@ class _SecondPass:
         self,
         reader: LogReader,
         tally: Tally,
-        vocabularies: list[tuple[str, ...]],
+        vocabularies: list[Vocabulary],
         borders: Borders,
         horizon: timedelta | None,
     ) -> None:
         self._tally = tally
-        self._known = [pl.Series(words, dtype=pl.String) for words in vocabularies]
+        self._vocabularies = vocabularies
         self._borders = borders
         self._horizon = None if horizon is None else nanoseconds(horizon)
         self.unseen = [UnseenWords() for _ in vocabularies]
@@ -223,16 +227,19 @@ class _SecondPass:
 
     def add(self, block: Block) -> None:
         inside = block.slices < OUTSIDE
-        truth = np.where(block.label >= EVENT, 1, np.where(block.label == NORMAL, 0, UNKNOWN))
-        self.by_label.add(block, np.where(inside, truth, UNKNOWN).astype(np.int32))
+        if self._tally.units is None:
+            truth = np.where(block.label >= EVENT, 1, np.where(block.label == NORMAL, 0, UNKNOWN))
+            self.by_label.add(block, np.where(inside, truth, UNKNOWN).astype(np.int32))
         if self._horizon is not None:
             target = self._tally.events.target(block, self._borders, self._horizon)
             target = np.where(inside, target, UNKNOWN).astype(np.int32)
             self.by_target.add(block, target)
             for number in range(len(SLICES)):
                 self.announced[number] += int((target[block.slices == number] == 1).sum())
-        for unseen, words, known in zip(self.unseen, block.categorical, self._known, strict=True):
-            strange = (words.is_not_null() & ~words.is_in(known.implode())).to_numpy() & inside
+        for unseen, words, known in zip(
+            self.unseen, block.categorical, self._vocabularies, strict=True
+        ):
+            strange = words.is_not_null().to_numpy() & (known.encode(words) == 0) & inside
             if not strange.any():
                 continue
             for number in range(len(SLICES)):

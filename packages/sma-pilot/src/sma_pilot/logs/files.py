@@ -17,8 +17,9 @@ import polars as pl
 import polars.selectors as cs
 
 from sma_pilot.errors import LogError
+from sma_pilot.plan import LineFormat
 
-Format = Literal["parquet", "csv", "ndjson"]
+Format = Literal["parquet", "csv", "ndjson", "lines"]
 
 FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
@@ -28,12 +29,17 @@ FORMATS: dict[str, Format] = {
     ".csv.gz": "csv",
     ".ndjson": "ndjson",
     ".jsonl": "ndjson",
+    ".log": "lines",
+    ".txt": "lines",
 }
 SEPARATORS = (",", ";", "\t", "|")
 # What spreadsheets, databases and pandas write for "no value".
 NO_VALUE = ["", "NA", "N/A", "#N/A", "NULL", "Null", "null", "None", "NaN", "nan"]
 ROW = "sma-pilot row"
 """Column of `LogFile.scan` that counts the file's data rows from 0."""
+LINE = "sma-pilot line"
+"""Column of `LogFile.scan` that holds the whole line, of a file of plain lines."""
+_GROUPS = "sma-pilot groups"
 _SAMPLED_RECORDS = 1000
 _LOOKS_LIKE_DATA = re.compile(r"[\s\d.,:+\-/TZeE]*\d[\s\d.,:+\-/TZeE]*")
 
@@ -48,7 +54,7 @@ class LogFile:
         Where it is.
     name : str
         What errors and provenance call it: its path relative to the data folder.
-    format : {"parquet", "csv", "ndjson"}
+    format : {"parquet", "csv", "ndjson", "lines"}
         How it is read.
     dtypes : mapping of str to polars.DataType
         Its columns in order. Text formats hold strings only: types come from the plan, never from
@@ -57,6 +63,8 @@ class LogFile:
         Between the cells of a CSV row.
     header : tuple of str
         All cells of a CSV header, the nameless ones too.
+    pattern : str
+        Regular expression whose named groups are the columns of plain lines.
     """
 
     path: Path
@@ -65,6 +73,7 @@ class LogFile:
     dtypes: Mapping[str, pl.DataType]
     separator: str = ","
     header: tuple[str, ...] = ()
+    pattern: str = ""
 
     @property
     def is_text(self) -> bool:
@@ -85,6 +94,11 @@ class LogFile:
                 with_column_names=self._name_columns,
                 row_index_name=ROW,
             )
+        if self.format == "lines":
+            groups = pl.col(LINE).str.extract_groups(self.pattern).alias(_GROUPS)
+            lines = pl.scan_lines(self.path, glob=False, name=LINE, row_index_name=ROW)
+            written = lines.filter(pl.col(LINE).str.strip_chars() != "")
+            return written.with_columns(groups).unnest(_GROUPS)
         schema = dict.fromkeys(self.dtypes, pl.String)
         return pl.scan_ndjson(Path(glob.escape(str(self.path))), schema=schema, row_index_name=ROW)
 
@@ -101,7 +115,8 @@ class LogFile:
         with self.reading():
             rows = self.scan().filter(pl.col(ROW) == row)
             value = rows.select(self.column(column)).collect().item()
-        return f"{self.name}: column {column!r}, row {row + 1}: {value!r}"
+        row_word = "line" if self.format == "lines" else "row"
+        return f"{self.name}: column {column!r}, {row_word} {row + 1}: {value!r}"
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -156,13 +171,14 @@ def format_of(path: Path) -> Format:
     raise LogError(f"{path}: unknown ending {path.suffix!r}; known: {', '.join(FORMATS)}")
 
 
-def open_file(path: Path, data_dir: Path) -> LogFile:
-    """Read the head of one file.
+def open_file(path: Path, data_dir: Path, lines: LineFormat | None = None) -> LogFile:
+    """Read the head of one file; `lines` says how plain lines become columns.
 
     Raises
     ------
     LogError
-        When the file is empty, unreadable, has no header, or names a column twice.
+        When the file is empty, unreadable, has no header, or names a column twice; when it holds
+        plain lines and nothing says what they mean.
     """
     name = printable(path.relative_to(data_dir) if path.is_relative_to(data_dir) else path)
     file = LogFile(path, name, format_of(path), {})
@@ -173,6 +189,14 @@ def open_file(path: Path, data_dir: Path) -> LogFile:
             with path.open("rb") as content:  # by its path, polars would read a pattern
                 dtypes = dict(pl.read_parquet_schema(content))
             file = replace(file, dtypes=dtypes)
+        elif file.format == "lines":
+            if lines is None:
+                raise LogError(
+                    f"{name}: plain lines; give log.lines.pattern in the plan, a regular "
+                    "expression whose named groups are the columns"
+                )
+            dtypes = dict.fromkeys(lines.columns, pl.String())
+            file = replace(file, dtypes=dtypes, pattern=lines.pattern)
         elif file.format == "ndjson":
             file = replace(file, dtypes=dict.fromkeys(_keys(file), pl.String()))
         else:
@@ -188,9 +212,11 @@ def open_file(path: Path, data_dir: Path) -> LogFile:
     return file
 
 
-def open_files(patterns: Sequence[str], data_dir: Path) -> list[LogFile]:
+def open_files(
+    patterns: Sequence[str], data_dir: Path, lines: LineFormat | None = None
+) -> list[LogFile]:
     """Find and open the files of a log; see `find_files` and `open_file` for the errors."""
-    return [open_file(path, data_dir) for path in find_files(patterns, data_dir)]
+    return [open_file(path, data_dir, lines) for path in find_files(patterns, data_dir)]
 
 
 def printable(text: object) -> str:

@@ -1,4 +1,7 @@
-"""The label column: bool, number or word, read as -1 unknown, 0 normal, 1 and above an event."""
+"""The label column: bool, number or word, read as -1 unknown, 0 normal, 1 and above an event.
+
+A column of classes is read as -1 unknown, and the number of the class from 0 on.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from sma_pilot.errors import LogError
 
 UNKNOWN, NORMAL, EVENT = -1, 0, 1
 MAX_KINDS = 100
+MAX_CLASSES = 100
 
 _NORMAL_WORDS = "normal ok okay good healthy nominal regular benign none no false n"
 _EVENT_WORDS = "anomaly anomalous abnormal failure failed fail fault faulty broken error alarm bad "
@@ -71,6 +75,16 @@ def decide_coding(values: Iterable[str]) -> LabelCoding:
         known[value] = code
     events_only = NORMAL not in known.values() and any(code >= EVENT for code in known.values())
     return LabelCoding(known, NORMAL if events_only else UNKNOWN)
+
+
+def class_coding(values: Iterable[str]) -> LabelCoding:
+    """Give the values of a column of classes numbers: whole ones first, by size, then words."""
+
+    def place(value: str) -> tuple[bool, int, str]:
+        number = value.removeprefix("-").isdecimal()
+        return not number, int(value) if number else 0, value
+
+    return LabelCoding({value: n for n, value in enumerate(sorted(values, key=place))}, UNKNOWN)
 
 
 def code_of(value: str) -> int | None:

@@ -5,10 +5,18 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from sma_pilot.errors import LogError
-from sma_pilot.logs.files import LogFile
-from sma_pilot.logs.labels import LabelCoding, code_of, decide_coding, why_no_label
+from sma_pilot.logs.files import LINE, LogFile
+from sma_pilot.logs.labels import (
+    MAX_CLASSES,
+    LabelCoding,
+    class_coding,
+    code_of,
+    decide_coding,
+    why_no_label,
+)
 
 TIME, ENTITY, LABEL, ORDER = "time", "entity", "label", "row"
+_EXAMPLES, _LONGEST = 3, 120
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,10 @@ class Survey:
         Rows read, all files.
     rows_by_file : dict of str to int
         The same for each file.
+    lines_unparsed : int
+        Plain lines that have not the plan's pattern or no timestamp; left out.
+    unparsed_examples : list of str
+        The first of them, with file and number.
     without_time, without_entity : int
         Rows that cannot be placed, and are left out.
     out_of_order : int
@@ -42,6 +54,8 @@ class Survey:
 
     rows: int = 0
     rows_by_file: dict[str, int] = field(default_factory=dict)
+    lines_unparsed: int = 0
+    unparsed_examples: list[str] = field(default_factory=list)
     without_time: int = 0
     without_entity: int = 0
     out_of_order: int = 0
@@ -66,11 +80,14 @@ class SurveyTaker:
     ----------
     has_label : bool
         Whether the log has a label column.
+    by_class : bool
+        Whether its values are classes.
     """
 
-    def __init__(self, *, has_label: bool) -> None:
+    def __init__(self, *, has_label: bool, by_class: bool = False) -> None:
         self._survey = Survey()
         self._has_label = has_label
+        self._by_class = by_class
         self._labels: set[str] = set()
         self._spans: pl.DataFrame | None = None
         self._newest: pl.DataFrame | None = None  # of each entity, in this file so far
@@ -84,13 +101,25 @@ class SurveyTaker:
     def survey(self) -> Survey:
         """What is known by now."""
         if self._has_label:
-            self._survey.coding = decide_coding(self._labels)
+            decide = class_coding if self._by_class else decide_coding
+            self._survey.coding = decide(self._labels)
         if self._spans is not None:
             self._survey.entities = {
                 name: EntitySpan(rows, first, last)
                 for name, rows, first, last in self._spans.sort(ENTITY).iter_rows()
             }
         return self._survey
+
+    def add_unparsed(self, file_name: str, lines: pl.DataFrame) -> None:
+        """Count plain lines that do not parse: ``row`` from 0, and ``line``, the line itself."""
+        survey = self._survey
+        survey.rows += lines.height
+        survey.rows_by_file[file_name] = survey.rows_by_file.get(file_name, 0) + lines.height
+        survey.lines_unparsed += lines.height
+        missing = _EXAMPLES - len(survey.unparsed_examples)
+        for row, line in lines.select(ORDER, LINE).head(missing).iter_rows():
+            shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+            survey.unparsed_examples.append(f"{file_name}: line {row + 1}: {shown!r}")
 
     def add(self, file_name: str, batch: pl.DataFrame) -> None:
         """Add the next rows of a file: ``time`` in ns and ``entity``, null where absent."""
@@ -116,10 +145,17 @@ class SurveyTaker:
         """Collect the label's values, as text; refuse one that means nothing."""
         new = set(batch[LABEL].drop_nulls().unique()) - self._labels
         for value in sorted(new):
+            if self._by_class:
+                break
             if code_of(value) is None:
                 row = batch.filter(pl.col(LABEL) == value)[ORDER][0]
                 raise LogError(f"{file.place(column, row)} {why_no_label(value)}")
         self._labels |= new
+        if self._by_class and len(self._labels) > MAX_CLASSES:
+            raise LogError(
+                f"{file.name}: column {column!r} has more than {MAX_CLASSES} distinct values, so "
+                "it names rows rather than classes; name another one in log.class_label"
+            )
 
 
 def _late_rows(rows: pl.DataFrame, newest: pl.DataFrame | None) -> int:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from sma_pilot.logs.events import EventIndex
 from sma_pilot.logs.labels import EVENT, UNKNOWN
 from sma_pilot.logs.scaling import Moments
 from sma_pilot.logs.slices import OUTSIDE, SLICES
+from sma_pilot.logs.units import UnitClasses
+from sma_pilot.logs.vocabulary import Templates, Vocabulary, Words
+from sma_pilot.plan import TextSource
 
-MAX_VOCABULARY = 1024
 MAX_WORDS = 100_000
 """Distinct values in training above which a channel is no category, but a name of its row."""
-UNKNOWN_VALUE = "<unknown>"
-"""Value 0 of every vocabulary: missing, unseen in training, or too rare to be kept."""
+MAX_LINES = 300_000
+"""Distinct masked lines in training above which its masks leave too much in a text."""
 
 
 @dataclass
@@ -47,9 +50,19 @@ class Tally:
         Entities of the log.
     columns : Columns
         Its channels.
+    window : timedelta, optional
+        Of units that have a class; see `UnitClasses`.
+    text : TextSource, optional
+        How templates are mined from the column of free text.
     """
 
-    def __init__(self, entities: int, columns: Columns) -> None:
+    def __init__(
+        self,
+        entities: int,
+        columns: Columns,
+        window: timedelta | None = None,
+        text: TextSource | None = None,
+    ) -> None:
         numeric = len(columns.numeric)
         self._columns = columns
         self.slices = [SliceCounts() for _ in SLICES]
@@ -58,8 +71,11 @@ class Tally:
         self.unusable = np.zeros(numeric, np.int64)
         self.train_moments = [Moments(numeric) for _ in range(entities)]
         self.slice_moments = [Moments(numeric) for _ in SLICES]
+        self._text = text
         self.words: list[Counter[str]] = [Counter() for _ in columns.categorical]
         self.events = EventIndex()
+        self.units = UnitClasses(window) if columns.by_class else None
+        """None for a log whose labels are events."""
 
     def add(self, block: Block) -> None:
         """Add the next block in order.
@@ -67,9 +83,13 @@ class Tally:
         Raises
         ------
         LogError
-            When a categorical channel has more than `MAX_WORDS` values.
+            When a categorical channel has more than `MAX_WORDS` values, or a text more than
+            `MAX_LINES` lines.
         """
-        self.events.add(block)
+        if self.units is None:
+            self.events.add(block)
+        else:
+            self.units.add(block)
         self.unusable += block.unusable
         self.outside += int((block.slices == OUTSIDE).sum())
         self.gaps += int((block.gaps & (block.slices < OUTSIDE)).sum())
@@ -80,8 +100,9 @@ class Tally:
             counts.rows += int(mine.sum())
             counts.sequences += int((mine & block.starts).sum())
             counts.labelled += int((block.label[mine] != UNKNOWN).sum())
-            counts.event_rows += int((block.label[mine] >= EVENT).sum())
-            counts.events = self.events.events[number]
+            if self.units is None:
+                counts.event_rows += int((block.label[mine] >= EVENT).sum())
+                counts.events = self.events.events[number]
             moments = Moments(len(self.unusable))
             moments.add(block.numeric[mine])
             self.slice_moments[number].merge(moments)
@@ -93,9 +114,17 @@ class Tally:
         for name, channel, words in zip(
             self._columns.categorical, self.words, block.categorical, strict=True
         ):
-            values = words.filter(pl.Series(mine)).drop_nulls().value_counts()
+            known = words.filter(pl.Series(mine)).drop_nulls().alias("word").to_frame()
+            # In the order of the log, in which templates are mined.
+            values = known.group_by("word", maintain_order=True).len()
             channel.update(dict(values.iter_rows()))
-            if len(channel) > MAX_WORDS:
+            if name == self._columns.text and len(channel) > MAX_LINES:
+                raise LogError(
+                    f"log.text: the train slice has more than {MAX_LINES:,} distinct lines when "
+                    f"masked, such as {next(reversed(channel))[:200]!r}; mask what differs from "
+                    "line to line with log.text.masks"
+                )
+            if name != self._columns.text and len(channel) > MAX_WORDS:
                 raise LogError(
                     f"log.categorical: column {name!r} has more than {MAX_WORDS:,} distinct "
                     "values, so it names rows rather than kinds; leave it out"
@@ -105,15 +134,13 @@ class Tally:
         """Close what the last block left open."""
         self.events.finish()
 
-    def vocabularies(self) -> list[tuple[str, ...]]:
-        """Return each categorical channel's values: the unknown one, then training's, sorted."""
-        kept = [
-            sorted(words.items(), key=lambda item: (-item[1], item[0]))[: MAX_VOCABULARY - 1]
-            for words in self.words
-        ]
+    def vocabularies(self) -> list[Vocabulary]:
+        """Return the values of each categorical channel, from training alone."""
         return [
-            (UNKNOWN_VALUE, *sorted(word for word, _ in words if word != UNKNOWN_VALUE))
-            for words in kept
+            Words(words)
+            if self._text is None or name != self._columns.text
+            else Templates(words, self._text)
+            for name, words in zip(self._columns.categorical, self.words, strict=True)
         ]
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from sma_core import CategoricalChannel, DatasetWriter, NumericChannel, PreparedDataset
 from sma_pilot.errors import LogError, RunError
 from sma_pilot.logs.blocks import Block, blocks
 from sma_pilot.logs.files import fingerprint
+from sma_pilot.logs.known_classes import KnownClasses
 from sma_pilot.logs.reader import LogReader
 from sma_pilot.logs.scaling import Scaler
 from sma_pilot.logs.slices import OUTSIDE, SLICES, Borders, nanoseconds
 from sma_pilot.logs.staging import PARTITION_BYTES, StagedLog, stage
 from sma_pilot.logs.tally import Tally
+from sma_pilot.logs.vocabulary import Templates, Vocabulary
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
 from sma_pilot.targets import class_names, classes_of, next_event
@@ -75,13 +76,14 @@ def prepare(
     borders = Borders.of(plan.slices, survey.first, survey.last)
     max_gap = nanoseconds(plan.log.max_gap)
     with stage(plan.log, reader, folder, on_progress, partition_bytes) as staged:
-        tally = _take_tally(staged, borders, max_gap, on_progress)
+        tally = _take_tally(staged, plan, borders, on_progress)
         for name, counts in zip(SLICES, tally.slices, strict=True):
             if counts.rows == 0:
                 raise LogError(f"slices: no row of the log falls into {name}; move the borders")
         scaler = Scaler.fit(tally.train_moments, per_entity=plan.log.scaling == "per_entity")
         vocabularies = tally.vocabularies()
         columns = reader.columns
+        classes = KnownClasses.of(tally.units, survey.coding, columns.label)
         if plan.task.by_session and len(columns.categorical) != 1:
             raise LogError(
                 f"log.categorical: {len(columns.categorical)} columns match; task "
@@ -92,6 +94,10 @@ def prepare(
             "plan_digest": plan.digest,
             "files": files,
             "rows_read": survey.rows,
+            "lines_unparsed": {
+                "lines": survey.lines_unparsed,
+                "examples": survey.unparsed_examples,
+            },
             "rows_without_time": survey.without_time,
             "rows_without_entity": survey.without_entity,
             "rows_out_of_order": survey.out_of_order,
@@ -99,6 +105,10 @@ def prepare(
             **tally.to_dict(),
             "borders_ns": list(borders.edges),
             "labels": survey.coding.to_dict() if survey.coding is not None else None,
+            "templates": next(
+                (own.to_dict() for own in vocabularies if isinstance(own, Templates)), None
+            ),
+            "classes": None if classes is None else classes.to_dict(),
             "scaling": scaler.to_dict(staged.entities, columns.numeric),
         }
         # Within the staging folder, so that a killed run leaves one thing that the next removes.
@@ -113,16 +123,18 @@ def prepare(
                 )
             ],
             categorical=[
-                CategoricalChannel(name=name, vocabulary=vocabulary)
+                CategoricalChannel(name=name, vocabulary=vocabulary.values)
                 for name, vocabulary in zip(columns.categorical, vocabularies, strict=True)
             ],
-            classes=vocabularies[0] if plan.task.by_session else class_names(plan.task),
+            classes=vocabularies[0].values
+            if plan.task.by_session
+            else (class_names(plan.task) if classes is None else classes.names),
             period_ns=nanoseconds(plan.log.period),
             entities=staged.entities,
             splits=SLICES,
             provenance=provenance,
         ) as writer:
-            rows = _RowWriter(plan, writer, tally, scaler, vocabularies, borders)
+            rows = _RowWriter(plan, writer, tally, scaler, vocabularies, borders, classes)
             done = 0
             for block in blocks(staged, borders, max_gap):
                 rows.write(block)
@@ -151,13 +163,15 @@ class _RowWriter:
         writer: DatasetWriter,
         tally: Tally,
         scaler: Scaler,
-        vocabularies: list[tuple[str, ...]],
+        vocabularies: list[Vocabulary],
         borders: Borders,
+        classes: KnownClasses | None,
     ) -> None:
         self._writer = writer
+        self._classes = classes
         self._events = tally.events
         self._scaler = scaler
-        self._codes = [{word: i for i, word in enumerate(words)} for words in vocabularies]
+        self._vocabularies = vocabularies
         self._borders = borders
         self._task = plan.task
         self._horizon = None if plan.task.horizon is None else nanoseconds(plan.task.horizon)
@@ -166,12 +180,15 @@ class _RowWriter:
 
     def write(self, block: Block) -> None:
         """Append a block, cut at its sequence starts."""
-        target = None
+        target, label = None, block.label
         if self._horizon is not None:
             remaining = self._events.remaining(block, self._borders, self._horizon)
             target = classes_of(self._task, remaining, self._horizon)
             near = (remaining >= 0) & (remaining <= self._horizon) & (block.slices == 0)
             self.announced += int(near.sum())
+        if self._classes is not None:
+            label = self._classes.label_of(block)
+            target = self._classes.target_of(label)
         numeric = self._scaler.apply(block.entity, block.numeric)
         categorical = self._encode(block)
         if self._task.by_session and categorical is not None:
@@ -188,29 +205,28 @@ class _RowWriter:
                 time=block.time[start:stop],
                 numeric=numeric[start:stop] if numeric.shape[1] else None,
                 categorical=None if categorical is None else categorical[start:stop],
-                label=block.label[start:stop],
+                label=label[start:stop],
                 target=None if target is None else target[start:stop],
                 continued=not block.starts[start],
             )
 
     def _encode(self, block: Block) -> NDArray[np.int32] | None:
-        if not self._codes:
+        if not self._vocabularies:
             return None
         coded = [
-            words.replace_strict(
-                list(codes), list(codes.values()), default=0, return_dtype=pl.Int32
-            ).to_numpy()
-            for words, codes in zip(block.categorical, self._codes, strict=True)
+            vocabulary.encode(words)
+            for words, vocabulary in zip(block.categorical, self._vocabularies, strict=True)
         ]
         return np.stack(coded, axis=1)
 
 
 def _take_tally(
-    staged: StagedLog, borders: Borders, max_gap: int, on_progress: OnProgress | None
+    staged: StagedLog, plan: Plan, borders: Borders, on_progress: OnProgress | None
 ) -> Tally:
-    tally = Tally(len(staged.entities), staged.reader.columns)
+    columns = staged.reader.columns
+    tally = Tally(len(staged.entities), columns, plan.task.window, plan.log.text)
     done = 0
-    for block in blocks(staged, borders, max_gap):
+    for block in blocks(staged, borders, nanoseconds(plan.log.max_gap)):
         tally.add(block)
         done += len(block.time)
         if on_progress is not None:

@@ -53,7 +53,7 @@ class GRUPlan(_NetworkPlan):
 class PCAPlan(ArmSection):
     """Distance from the principal components of training rows."""
 
-    words: ClassVar[str] = "PCA"
+    words: ClassVar[str] = "PCA reconstruction error"
     tasks: ClassVar[tuple[str, ...]] = ("forecast_anomaly",)
     kind: Literal["pca"]
     simple: bool = True
@@ -79,8 +79,37 @@ class LogisticPlan(ArmSection):
     """Logistic regression on a row and the short past behind it."""
 
     words: ClassVar[str] = "logistic regression"
-    tasks: ClassVar[tuple[str, ...]] = ("alarm",)
+    tasks: ClassVar[tuple[str, ...]] = ("alarm", "classification")
     kind: Literal["logistic"]
+    simple: bool = True
+
+
+class RidgePlan(ArmSection):
+    """Ridge regression of the remaining life on a row and the short past behind it."""
+
+    words: ClassVar[str] = "ridge regression"
+    tasks: ClassVar[tuple[str, ...]] = ("remaining_life",)
+    kind: Literal["ridge"]
+    simple: bool = True
+
+
+class CountPCAPlan(ArmSection):
+    """How often each event of a session occurs, held against the plane of usual sessions."""
+
+    words: ClassVar[str] = "PCA of event counts"
+    tasks: ClassVar[tuple[str, ...]] = ("session_anomaly",)
+    kind: Literal["count_pca"]
+    simple: bool = True
+    components: Annotated[int, Field(ge=1)] = 8
+    """Most components kept."""
+
+
+class CountLogisticPlan(ArmSection):
+    """Logistic regression on how often each event of a session occurs."""
+
+    words: ClassVar[str] = "logistic regression on event counts"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    kind: Literal["count_logistic"]
     simple: bool = True
 
 
@@ -137,6 +166,9 @@ ArmPlan = Annotated[
     | PCAPlan
     | KMeansPlan
     | LogisticPlan
+    | RidgePlan
+    | CountPCAPlan
+    | CountLogisticPlan
     | SklearnPlan
     | PyfuncPlan
     | RecordedPlan,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -45,7 +46,10 @@ class Plan(Section):
         kind = self.task.kind
         for name, arm in self.named_arms().items():
             if arm.tasks and kind not in arm.tasks:
-                raise ValueError(f"arms.{name}: kind {arm.kind!r} cannot do task {kind!r}")
+                raise ValueError(
+                    f"arms.{name}: kind {arm.kind!r} cannot do task {kind!r}, only "
+                    f"{', '.join(arm.tasks)}"
+                )
             if getattr(arm, "values", None) == "log" and self.log.scaling != "global":
                 raise ValueError(
                     f"arms.{name}.values: 'log' needs log.scaling = 'global'; what an entity's own "
@@ -76,20 +80,66 @@ class Plan(Section):
     @model_validator(mode="after")
     def _log_fits_task(self) -> Self:
         kind, log = self.task.kind, self.log
+        if (log.class_label is not None) != self.task.by_class:
+            raise ValueError(
+                "log.class_label: name the column of the class for task 'classification', and for "
+                "no other"
+            )
         if self.task.horizon is not None and log.label is None:
             raise ValueError(f"log.label is needed by task {kind!r}: it learns from events")
-        if not log.numeric and (kind == "forecast_anomaly" or not log.categorical):
+        if not log.numeric and (kind == "forecast_anomaly" or not log.has_words):
             raise ValueError("log.numeric: name a column that holds numbers")
+        if self.task.by_class:
+            self._log_fits_classes()
         if kind != "session_anomaly":
             return self
-        if log.entity is None:
+        if not log.has_entity:
             raise ValueError("log.entity is needed by task 'session_anomaly': it names the session")
-        if not log.categorical:
-            raise ValueError("log.categorical: name the column of event ids")
+        if not log.has_words:
+            raise ValueError(
+                "log.categorical: name the column of event ids, or that of their text in log.text"
+            )
         if log.duplicates != "keep":
             raise ValueError(
                 "log.duplicates: events of one session at the same time are no duplicates; "
                 "task 'session_anomaly' needs 'keep'"
+            )
+        return self
+
+    def _log_fits_classes(self) -> None:
+        log, window = self.log, self.task.window
+        if log.label is not None:
+            raise ValueError(
+                "log.label: task 'classification' knows no events; its column is log.class_label"
+            )
+        if window is None and not log.has_entity:
+            raise ValueError(
+                "task.window: without it an entity is a session and told once, and log.entity is "
+                "not named; give one of the two"
+            )
+        if window is not None and window < log.period:
+            raise ValueError("task.window: shorter than log.period, the time between two rows")
+        counting = [r for r, arm in self.named_arms().items() if arm.kind == "count_logistic"]
+        if counting and (window is not None or not log.has_words):
+            raise ValueError(
+                f"arms.{counting[0]}: kind 'count_logistic' counts the values of log.categorical "
+                "over a session, so it needs such a column and no task.window; take 'logistic'"
+            )
+
+    @model_validator(mode="after")
+    def _alarms_fit_task(self) -> Self:
+        by_class = self.task.by_class
+        for name in ("false_alarms_per_day", "alarm_merge"):
+            if (getattr(self.quality, name) is None) != by_class:
+                what = "unknown to" if by_class else "needed by"
+                raise ValueError(
+                    f"quality.{name} is {what} task {self.task.kind!r}: it is about alarms"
+                )
+        if by_class and (self.stages or self.guard is not None):
+            name = "stages" if self.stages else "guard"
+            raise ValueError(
+                f"{name}: task 'classification' is replayed offline and in a single stream; what "
+                "stages and guards watch are alarms, and it raises none"
             )
         return self
 
@@ -128,6 +178,11 @@ class Plan(Section):
     def is_recorded(self, role: str) -> bool:
         """Tell whether the arm in `role` is not run, as the log has what it said."""
         return self.named_arms()[role].kind == "recorded"
+
+    @property
+    def step(self) -> timedelta:
+        """The time that one judged row stands for: a period, or a window that is told once."""
+        return self.task.window or self.log.period
 
     def stage(self, name: str) -> StagePlan:
         """Return the stage called `name`.

@@ -83,6 +83,12 @@ class RecordedPlan(ArmSection):
     """Scores, and service times, that the log has from when they were made."""
 
     words: ClassVar[str] = "recorded scores"
+    tasks: ClassVar[tuple[str, ...]] = (
+        "forecast_anomaly",
+        "alarm",
+        "remaining_life",
+        "session_anomaly",
+    )
     kind: Literal["recorded"]
     score: str
     """Column of the score: larger is more anomalous, made from rows up to its own."""

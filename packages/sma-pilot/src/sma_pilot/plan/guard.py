@@ -1,6 +1,6 @@
 """Table ``guard``: when the live system turns from the candidate to what is safe."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,6 @@ class GuardPlan(Section):
 
     fallback: Literal["incumbent", "person"] = "incumbent"
     """Who serves an entity that the candidate does not."""
-    person_cost: Annotated[float, Field(ge=0.0)] | None = None
-    """Cost of one look of a person, in the currency of `money`; needed by fallback 'person'."""
     hold_rows: Annotated[int, Field(ge=1)] = 60
     """Rows of an entity that the fallback serves before the candidate is tried again."""
     window_rows: Annotated[int, Field(ge=8, le=65_536)] = 256
@@ -35,10 +33,18 @@ class GuardPlan(Section):
     latency_budget_ms: Annotated[float, Field(gt=0.0)] | None = None
     """Service time of one event."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _prices_are_elsewhere(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "person_cost" in given:
+            raise ValueError(
+                "`person_cost` belongs to `money`, with its source: write [money.fallback] with "
+                'amount, per = "look" and source'
+            )
+        return given
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.fallback == "person" and self.person_cost is None:
-            raise ValueError("fallback 'person' needs `person_cost`: what one look costs")
         if (
             self.never_active is not None
             and self.always_active is not None

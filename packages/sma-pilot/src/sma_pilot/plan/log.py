@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from sma_pilot.plan.text import LineFormat, TextSource
 from sma_pilot.plan.values import Duration, Moment, Section, Share
 
 
@@ -29,10 +30,16 @@ class LogSource(Section):
     """Column that names the machine; None for a log of one machine."""
     label: str | None = None
     """Column that marks an anomaly or failure (0 or null: none); for judging, and for `alarm`."""
+    class_label: str | None = None
+    """Column of the class, a word or a whole number (empty: nobody knows); for `classification`."""
     numeric: tuple[str, ...] = ()
     """Numeric columns, by name or glob pattern."""
     categorical: tuple[str, ...] = ()
     """Columns of discrete values, by name or glob pattern."""
+    lines: LineFormat | None = None
+    """How plain files, .log and .txt, become columns."""
+    text: TextSource | None = None
+    """The column of free text; the templates mined from it are a categorical channel."""
     period: Duration
     """Usual time between two rows of one entity."""
     max_gap: Duration
@@ -42,6 +49,36 @@ class LogSource(Section):
     all, each a nanosecond after the one before."""
     scaling: Literal["per_entity", "global"] = "per_entity"
     """Whether centre and scale (of training rows) are taken for each entity or for all."""
+
+    @model_validator(mode="after")
+    def _text_fits(self) -> Self:
+        if self.lines is not None and self.time not in self.lines.columns:
+            raise ValueError(
+                f"time: {self.time!r} is no named group of lines.pattern, which has "
+                f"{', '.join(self.lines.columns)}"
+            )
+        if self.text is not None and self.text.session is not None and self.entity is not None:
+            raise ValueError(
+                "text.session: `entity` names the session already; give one of the two"
+            )
+        return self
+
+    @property
+    def has_entity(self) -> bool:
+        """Whether the rows say which machine or session they are of."""
+        return self.entity is not None or (self.text is not None and self.text.session is not None)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether there is a categorical channel: a column of words, or templates of a text."""
+        return bool(self.categorical) or self.text is not None
+
+    @property
+    def answer(self) -> tuple[str, str | None]:
+        """The field that names the column of the truth, and that column."""
+        if self.class_label is not None:
+            return "class_label", self.class_label
+        return "label", self.label
 
 
 class Slices(Section):

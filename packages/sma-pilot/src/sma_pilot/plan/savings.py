@@ -1,6 +1,6 @@
 """Tables ``efficiency`` and ``money``: what the candidate must save, and what that is worth."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,13 @@ class Price(Section):
 
     amount: Annotated[float, Field(ge=0.0)]
     source: Source
+
+
+class FallbackPrice(Price):
+    """What a fallback of the guard costs beside machine time: the only price of it in a plan."""
+
+    per: Literal["event", "look"] = "event"
+    """Of each event that is handed over; or of each time that a person is asked to look."""
 
 
 class Capacity(Section):
@@ -67,6 +74,6 @@ class Money(Section):
     """Once, to put the candidate in the incumbent's place."""
     running: Price | None = None
     """A year: what the candidate costs more than the incumbent, machine time aside."""
-    fallback: Price | None = None
-    """Of one event that the guard hands over, beside the incumbent's machine time for it."""
+    fallback: FallbackPrice | None = None
+    """Of what the guard hands over, beside the machine time for it."""
     appraisal: Appraisal | None = None

@@ -55,6 +55,11 @@ class StagePlan(Section):
     memory_ratio_limit: Annotated[float, Field(gt=0.0)] | None = None
     """In place of ``efficiency.memory_ratio_limit``; a guard holds the incumbent in memory, too."""
 
+    @property
+    def serves(self) -> bool:
+        """Whether the candidate serves here, within its guard if the plan has one."""
+        return self.kind in ("canary", "full")
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, given: Any) -> Any:

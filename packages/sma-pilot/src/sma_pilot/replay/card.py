@@ -93,6 +93,8 @@ def describe_dataset(card: DatasetCard, entities: tuple[str, ...]) -> dict[str, 
         "numeric": len(card.numeric),
         "categorical": len(card.categorical),
         "entities": list(entities),
+        # Those that are told and judged; what else is learned by classes is the arms' own matter.
+        "classes": list(card.classes) if card.provenance.get("classes") else [],
         "slices": {name: asdict(split) for name, split in card.splits.items()},
     }
 

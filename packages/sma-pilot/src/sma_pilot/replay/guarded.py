@@ -19,7 +19,7 @@ from sma_pilot.replay.further import LegContext
 from sma_pilot.replay.parts import PartWriter
 from sma_pilot.replay.single_stream import events_of, states_before
 from sma_pilot.replay.stream import choose_stream
-from sma_pilot.replay.timeline import Chunk, Lane
+from sma_pilot.replay.timeline import Chunk
 
 VALIDATION, JUDGED, STREAM = "validation", "judged", "stream"
 LEAD = "lead"
@@ -75,9 +75,8 @@ def run_guarded(leg: LegContext) -> dict[str, Any]:
 def _in_bulk(
     leg: LegContext, scorer: GuardedScorer, tallies: dict[str, Tally], record: "_Record"
 ) -> None:
-    lanes = [Lane(stretch, stretch.rows) for stretch in leg.timeline.stretches]
     done = 0
-    for chunk in leg.timeline.walk(scorer, lanes, leg.plan.replay.chunk_rows):
+    for chunk in leg.timeline.walk(scorer, leg.timeline.lanes, leg.plan.replay.chunk_rows):
         leg.on_progress("replay guarded", done, leg.timeline.rows)
         for i, part, rows in _by_slice(chunk):
             scorer.tally = Tally() if part == LEAD else tallies[part]
@@ -92,7 +91,7 @@ def _in_bulk(
             for fallback in scorer.take_fallbacks():
                 if part != LEAD:
                     record.add(part, entity, time[fallback.row], fallback)
-        done += len(chunk.lanes) * (chunk.end - chunk.begin)
+        done += chunk.size
     leg.on_progress("replay guarded", done, leg.timeline.rows)
 
 

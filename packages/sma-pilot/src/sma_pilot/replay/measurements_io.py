@@ -13,6 +13,7 @@ from sma_pilot.judge.guard_record import GuardRecord, GuardTally
 from sma_pilot.judge.load_sample import LoadSample
 from sma_pilot.judge.measurements import (
     ARMS,
+    CLASS_COLUMNS,
     JUDGED,
     MULTI_STREAM,
     SERVER,
@@ -181,7 +182,7 @@ def _add(tallies: list[GuardTally]) -> GuardTally:
 
 
 def _concatenate(samples: list[Any]) -> Any:
-    names = [column.name for column in fields(samples[0])]
+    names = [own.name for own in fields(samples[0]) if getattr(samples[0], own.name) is not None]
     columns = {n: np.concatenate([getattr(own, n) for own in samples]) for n in names}
     return type(samples[0])(**columns)
 
@@ -202,11 +203,15 @@ def _over_looks(legs: list[Leg]) -> Leg:
     most = max(legs, key=lambda leg: (leg.peak_rss_bytes or 0) - (leg.baseline_rss_bytes or 0))
     seconds = sum(leg.seconds or 0.0 for leg in legs)
     measured = any(leg.rows_per_second is not None for leg in legs)
+    timed = sum(leg.timed or 0 for leg in legs)
+    joules = [leg.energy_joules for leg in legs if leg.energy_joules is not None]
     return replace(
         most,
         rows=rows,
         seconds=seconds,
-        rows_per_second=rows / seconds if measured and seconds > 0 else None,
+        rows_per_second=timed / seconds if measured and seconds > 0 else None,
+        energy_joules=sum(joules) if len(joules) == len(legs) else None,
+        timed_rows=timed,
         peak_cuda_bytes=largest([leg.peak_cuda_bytes for leg in legs]),
         activation_rate=mean([leg.activation_rate for leg in legs]),
         score_difference=largest([leg.score_difference for leg in legs]),
@@ -230,10 +235,11 @@ def _parts(folder: Path, arm: str) -> pl.LazyFrame:
 
 def read_scores(folder: Path, arm: str, slice_name: str) -> ArmScores:
     """Read one arm's scores of one slice from a replay folder, finished or not."""
+    parts = _parts(folder / "scores", arm)
+    told = [name for name in CLASS_COLUMNS if name in parts.collect_schema()]
     frame = (
-        _parts(folder / "scores", arm)
-        .filter(pl.col("slice") == slice_name)
-        .select(pl.col("entity").to_physical().cast(pl.Int32), "time", "label", "score")
+        parts.filter(pl.col("slice") == slice_name)
+        .select(pl.col("entity").to_physical().cast(pl.Int32), "time", "label", "score", *told)
         .collect()
     )
     return ArmScores(**{name: frame[name].to_numpy() for name in frame.columns})

@@ -1,16 +1,21 @@
 """The offline scenario: all rows as fast as they go, for scores and for throughput."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sma_pilot.arms.base import Scorer
+from sma_pilot.arms.base import Scorer, Scores
 from sma_pilot.progress import OnProgress
 from sma_pilot.replay.clock import Clock
+from sma_pilot.replay.failure import scoring_failed
 from sma_pilot.replay.recorder import Recorder
-from sma_pilot.replay.timeline import Lane, Timeline
+from sma_pilot.replay.timeline import Chunk, Timeline
+
+TIMED_ROWS = 500_000
+"""Least rows that tell the throughput of an arm whose scores are made elsewhere."""
 
 
 def run_offline(
@@ -49,27 +54,75 @@ def run_offline(
     dict
         Figures of the leg, ready for JSON.
     """
-    lanes = [Lane(stretch, stretch.rows) for stretch in timeline.stretches]
     stage = f"replay {arm}"
     elapsed = done = 0
-    with ExitStack() as open_files, torch.inference_mode():
-        recorder = Recorder(arm, scorer.submodules, timeline, folder, routing, open_files)
-        # The first forward picks kernels and grows the allocator's pools: it is not timed.
-        for chunk in timeline.walk(scorer, lanes, chunk_rows):
-            scorer.score(chunk.inputs, chunk.state)
-            break
-        for chunk in timeline.walk(scorer, lanes, chunk_rows):
-            on_progress(stage, done, timeline.rows)
-            begin = clock()
-            scores = scorer.score(chunk.inputs, chunk.state)
-            elapsed += clock() - begin
+    recorder = Recorder(arm, scorer.submodules, timeline.entities, folder, routing=routing)
+    with recorder, torch.inference_mode():
+        on_progress(stage, 0, timeline.rows)
+        for chunk, scores, taken in _timed(arm, scorer, timeline, chunk_rows, clock):
+            elapsed += taken
             recorder.add(chunk, scores)
-            done += len(chunk.lanes) * (chunk.end - chunk.begin)
-    on_progress(stage, done, timeline.rows)
+            done += chunk.size
+            on_progress(stage, done, timeline.rows)
     seconds = elapsed / 1e9
     return {
         "rows": done,
         "seconds": seconds,
         "rows_per_second": done / seconds if seconds > 0 else None,
-        **recorder.activation(),
+        **recorder.activation.figures(),
     }
+
+
+def time_offline(
+    arm: str,
+    scorer: Scorer,
+    timeline: Timeline,
+    *,
+    chunk_rows: int,
+    clock: Clock,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """Time the scenario over its first rows, and keep none of their scores.
+
+    Returns
+    -------
+    dict
+        As of `run_offline`, without what was activated; ``timed_rows`` tells over how many of the
+        ``rows`` time was taken.
+    """
+    stage = f"time {arm}"
+    total = min(TIMED_ROWS, timeline.rows)
+    elapsed = done = 0
+    with torch.inference_mode():
+        on_progress(stage, 0, total)
+        for chunk, _, taken in _timed(arm, scorer, timeline, chunk_rows, clock):
+            elapsed += taken
+            done += chunk.size
+            on_progress(stage, min(done, total), total)
+            if done >= total:
+                break
+    seconds = elapsed / 1e9
+    return {
+        "rows": timeline.rows,
+        "timed_rows": done,
+        "seconds": seconds,
+        "rows_per_second": done / seconds if seconds > 0 else None,
+    }
+
+
+def _timed(
+    arm: str, scorer: Scorer, timeline: Timeline, chunk_rows: int, clock: Clock
+) -> Iterator[tuple[Chunk, Scores, int]]:
+    """Yield each chunk with its scores and what scoring took, in ns."""
+    # The first forward picks kernels and grows the allocator's pools: it is not timed.
+    for chunk in timeline.walk(scorer, timeline.lanes, chunk_rows):
+        with suppress(Exception):  # what fails here fails again below, and is told there
+            scorer.score(chunk.inputs, chunk.state)
+        break
+    for chunk in timeline.walk(scorer, timeline.lanes, chunk_rows):
+        begin = clock()
+        try:
+            scores = scorer.score(chunk.inputs, chunk.state)
+        except Exception as error:
+            raise scoring_failed(arm, scorer, timeline, chunk, error) from error
+        yield chunk, scores, clock() - begin

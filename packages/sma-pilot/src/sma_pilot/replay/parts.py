@@ -21,6 +21,9 @@ def write_parquet(frame: pl.DataFrame, path: Path) -> None:
 class PartWriter:
     """Collects frames and writes them as parts of bounded size, ``part-<stem>-00000.parquet``.
 
+    All parts but the last have the same number of rows, so the same rows in the same order make the
+    same files, whatever frames they came in.
+
     Parts of the same stem that an earlier, unfinished attempt left are deleted first.
 
     Parameters
@@ -50,18 +53,21 @@ class PartWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self._flush()
+        if kind is None and self._frames and (self._rows or not self._parts):
+            self._write(self._rows)
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take the rows of `frame`; they are on disk at the latest when the block ends."""
         self._frames.append(frame)
         self._rows += frame.height
-        if self._rows >= _ROWS_PER_PART:
-            self._flush()
+        while self._rows >= _ROWS_PER_PART:
+            self._write(_ROWS_PER_PART)
 
-    def _flush(self) -> None:
-        if self._frames:
-            path = self._folder / f"part-{self._stem}-{self._parts:05d}.parquet"
-            write_parquet(pl.concat(self._frames), path)
-            self._frames, self._rows, self._parts = [], 0, self._parts + 1
+    def _write(self, rows: int) -> None:
+        """Write the first `rows` rows as the next part, and keep the others."""
+        collected = pl.concat(self._frames, rechunk=True)
+        path = self._folder / f"part-{self._stem}-{self._parts:05d}.parquet"
+        write_parquet(collected[:rows], path)
+        rest = collected[rows:]
+        self._frames = [rest] if rest.height else []
+        self._rows, self._parts = rest.height, self._parts + 1

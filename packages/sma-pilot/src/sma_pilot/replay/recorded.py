@@ -4,7 +4,6 @@ Its scores are those of the offline scenario, its service times those of the sam
 other arms are sent one by one. All else that a replay measures is "not measured" of it.
 """
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,7 @@ def copy_scores(
         Figures of the leg, ready for JSON.
     """
     stage, done = f"replay {arm}", 0
-    with ExitStack() as open_files:
-        recorder = Recorder(arm, (), timeline, folder, False, open_files)
+    with Recorder(arm, (), timeline.entities, folder, routing=False) as recorder:
         for stretch in timeline.stretches:
             for begin in range(0, stretch.rows, chunk_rows):
                 on_progress(stage, done, timeline.rows)
@@ -52,7 +50,7 @@ def copy_scores(
                 recorder.add(chunk, Scores(score[None]))
                 done += end - begin
     on_progress(stage, done, timeline.rows)
-    return {"rows": done, "seconds": None, "rows_per_second": None, **recorder.activation()}
+    return {"rows": done, "seconds": None, "rows_per_second": None, **recorder.activation.figures()}
 
 
 def copy_times(

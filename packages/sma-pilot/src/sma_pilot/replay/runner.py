@@ -2,11 +2,13 @@
 
 A leg is measured in one go: stopped half way, it runs again from its start, while finished legs
 stay. The incumbent runs twice under two names; what the two differ by is the noise of the bench.
+
+The scores of offline legs may come from shards (`sharding`), and then what is finished of a leg
+stays, too. What is timed is timed here and alone, whoever scores.
 """
 
-import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,63 +37,25 @@ from sma_pilot.replay.clock import (
 )
 from sma_pilot.replay.energy import EnergyMeter
 from sma_pilot.replay.environment import environment
-from sma_pilot.replay.further import LegContext, further_legs, further_scenarios
+from sma_pilot.replay.further import LegContext, further_scenarios
+from sma_pilot.replay.legs import (
+    GUARDED,
+    OFFLINE,
+    SINGLE_STREAM,
+    LegName,
+    by_scenario,
+    legs_of,
+)
 from sma_pilot.replay.meters import PeakMemory
-from sma_pilot.replay.offline import run_offline
+from sma_pilot.replay.offline import run_offline, time_offline
 from sma_pilot.replay.recorded import copy_scores, copy_times
 from sma_pilot.replay.served import serving
+from sma_pilot.replay.sharding import Sharding, discard_shards, score_in_shards
+from sma_pilot.replay.shards import ShardJob
 from sma_pilot.replay.single_stream import harness_ns, run_single_stream
 from sma_pilot.replay.stream import Stream, choose_stream
 from sma_pilot.replay.timeline import Lane, Timeline, Window
 from sma_pilot.run_folder import write_json
-
-OFFLINE = "offline"
-SINGLE_STREAM = "single_stream"
-GUARDED = "guarded"
-_AGAIN = "_again"
-
-
-@dataclass(frozen=True)
-class LegName:
-    """One arm in one scenario; single-stream comes in several passes."""
-
-    arm: str
-    scenario: str
-    visit: int | None = None
-
-    def __str__(self) -> str:
-        name = f"{self.arm}/{self.scenario}"
-        return name if self.visit is None else f"{name}/{self.visit}"
-
-    @property
-    def role(self) -> str:
-        """The arm of the plan that runs under this name."""
-        return self.arm.removesuffix(_AGAIN)
-
-    @property
-    def file(self) -> str:
-        """Name of the file that says the leg is finished."""
-        return str(self).replace("/", ".") + ".json"
-
-
-def legs_of(plan: Plan) -> list[LegName]:
-    """Return the legs in the order they run.
-
-    All offline legs come first, since the streams are compared with their scores. Arms take turns
-    in a new random order in every pass, so that a machine that warms up or slows down favours none.
-    A shadow stage ends with the candidate beside the incumbent, at the log's pace. The incumbent
-    runs twice; if it is but recorded, the candidate does.
-    """
-    run = [role for role in plan.named_arms() if not plan.is_recorded(role)]
-    twice = next((role for role in ("incumbent", "candidate") if role in run), None)
-    arms = [*plan.named_arms(), *([] if twice is None else [twice + _AGAIN])]
-    shuffled = random.Random(f"{plan.seed}/order")
-    legs = [LegName(arm, OFFLINE) for arm in shuffled.sample(arms, len(arms))]
-    for visit in range(plan.replay.passes):
-        order = shuffled.sample(arms, len(arms))
-        legs += [LegName(arm, SINGLE_STREAM, visit) for arm in order]
-    legs += [LegName(arm, scenario) for arm, scenario in further_legs(plan)]
-    return legs
 
 
 def replay(
@@ -103,6 +67,7 @@ def replay(
     *,
     window: Window | None = None,
     arms: Mapping[str, Arm] | None = None,
+    sharding: Sharding | None = None,
     clock: Clock = wall_clock,
 ) -> ReplayCard:
     """Replay the validation and judged slices through every arm and keep what was measured.
@@ -122,14 +87,16 @@ def replay(
         The part of the judged slice to replay; all of it by default.
     arms : dict of str to Arm, optional
         Arms by role, in place of those that the plan names.
+    sharding : Sharding, optional
+        Who scores the offline legs; this process by default. Times are taken here in any case.
     clock : Clock
         What times the arms.
 
     Raises
     ------
     RunError
-        `folder` holds a replay of another plan, data set, model or machine, or the device is not
-        there.
+        `folder` holds a replay of another plan, data set, model or machine, the device is not
+        there, or a shard failed.
     """
     arms = build_arms(plan) if arms is None else arms
     if plan.replay.device == "cuda" and not torch.cuda.is_available():
@@ -152,7 +119,7 @@ def replay(
     if finished.exists():
         return ReplayCard.load(finished)
 
-    bench = _Bench(plan, timeline, folder, clock, on_progress)
+    bench = _Bench(plan, timeline, folder, clock, on_progress, sharded=sharding is not None)
 
     def bare(role: str) -> Scorer:
         return arms[role].open(models / role)
@@ -163,21 +130,39 @@ def replay(
         waiting = [leg for leg in legs if not (folder / "legs" / leg.file).exists()]
         streams = [leg for leg in legs if leg.visit is not None]
         for role in dict.fromkeys(leg.role for leg in waiting):
-            if not isinstance(scorer := open_scorer(role), RecordedScorer):
-                bench.rehearse(scorer)
+            if not plan.is_recorded(role):
+                bench.rehearse(open_scorer(role))
         with earlier_objects_settled():
+            if sharding is not None:
+                job_of = partial(
+                    ShardJob,
+                    plan=plan,
+                    arms=arms,
+                    dataset=dataset.folder.resolve(),
+                    models=models.resolve(),
+                    folder=folder.resolve(),
+                    window=window,
+                    begun=read_json(folder / "begun.json"),
+                )
+                offline = [
+                    leg
+                    for leg in waiting
+                    if leg.scenario == OFFLINE and not plan.is_recorded(leg.role)
+                ]
+                _offline_in_shards(bench, offline, open_scorer, job_of, timeline, sharding)
+                waiting = [leg for leg in waiting if leg not in offline]
             for leg in waiting:
                 if leg.scenario == SINGLE_STREAM:
                     on_progress("replay single stream", streams.index(leg), len(streams))
                 # The guarded leg puts its own guard around the candidate.
                 opens = bare if leg.scenario == GUARDED else open_scorer
-                figures = bench.measure(leg, opens)
-                write_json(folder / "legs" / leg.file, figures)
+                _keep(folder, leg, bench.measure(leg, opens))
         on_progress("replay single stream", len(streams), len(streams))
+    discard_shards(folder)
     begun["environment"]["timer_overhead_ns"] = timer_overhead_ns(clock)
     begun["environment"]["harness_ns"] = harness_ns(clock)
     measured = {leg: read_json(folder / "legs" / leg.file) for leg in legs}
-    card = ReplayCard(**begun, order=[str(leg) for leg in legs], legs=_by_scenario(measured))
+    card = ReplayCard(**begun, order=[str(leg) for leg in legs], legs=by_scenario(measured))
     write_json(finished, card.to_dict())
     return card
 
@@ -205,6 +190,35 @@ def _claim(folder: Path, begun: dict[str, Any], finished: bool) -> None:
             )
 
 
+def _offline_in_shards(
+    bench: "_Bench",
+    legs: list[LegName],
+    open_scorer: Callable[[str], Scorer],
+    job_of: Callable[..., ShardJob],
+    timeline: Timeline,
+    sharding: Sharding,
+) -> None:
+    """Time the offline legs here, one by one, and then have their rows scored in shards.
+
+    In this order nothing else runs on this machine while something is timed, even where the
+    workers are on it too: they are there for as long as they score, and no longer.
+    """
+    if not legs:
+        return
+    timed = {leg: bench.measure(leg, open_scorer) for leg in legs}
+    with sharding.workers() as workers:
+        for leg in legs:
+            job = job_of(arm=leg.arm, role=leg.role)
+            activation = score_in_shards(workers, job, timeline, sharding.shards, bench.on_progress)
+            _keep(job.folder, leg, timed[leg] | activation)
+            discard_shards(job.folder, leg.arm)
+
+
+def _keep(folder: Path, leg: LegName, figures: dict[str, Any]) -> None:
+    """Write down that a leg is finished, and what it came to."""
+    write_json(folder / "legs" / leg.file, figures)
+
+
 class _Bench:
     """Measures one leg after the other under the same conditions."""
 
@@ -215,12 +229,15 @@ class _Bench:
         folder: Path,
         clock: Clock,
         on_progress: OnProgress,
+        *,
+        sharded: bool,
     ) -> None:
         self._plan = plan
         self._timeline = timeline
         self._folder = folder
         self._clock = clock
-        self._on_progress = on_progress
+        self.on_progress = on_progress
+        self._sharded = sharded
 
     def rehearse(self, scorer: Scorer) -> None:
         """Score a few rows, so that what cannot work fails now and not hours later.
@@ -250,10 +267,19 @@ class _Bench:
                     timeline=self._timeline,
                     folder=self._folder,
                     clock=self._clock,
-                    on_progress=self._on_progress,
+                    on_progress=self.on_progress,
                     sample_memory=memory.sample,
                 )
                 figures = further_scenarios()[leg.scenario](context)
+            elif leg.visit is None and self._sharded:
+                figures = time_offline(
+                    leg.arm,
+                    scorer,
+                    self._timeline,
+                    chunk_rows=settings.chunk_rows,
+                    clock=self._clock,
+                    on_progress=self.on_progress,
+                )
             elif leg.visit is None:
                 figures = run_offline(
                     leg.arm,
@@ -263,7 +289,7 @@ class _Bench:
                     chunk_rows=settings.chunk_rows,
                     routing=leg.arm == "candidate",
                     clock=self._clock,
-                    on_progress=self._on_progress,
+                    on_progress=self.on_progress,
                 )
             else:
                 figures = run_single_stream(
@@ -300,7 +326,7 @@ class _Bench:
                 self._timeline,
                 self._folder,
                 chunk_rows=settings.chunk_rows,
-                on_progress=self._on_progress,
+                on_progress=self.on_progress,
             )
         else:
             figures = copy_times(
@@ -325,38 +351,3 @@ class _Bench:
         settings = self._plan.replay
         size = settings.warmup_events + settings.single_stream_events
         return choose_stream(self._timeline, size, f"{self._plan.seed}/{visit}")
-
-
-def _by_scenario(measured: dict[LegName, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the figures by ``<arm>/<scenario>``, the passes of a scenario brought together."""
-    passes: dict[str, list[dict[str, Any]]] = {}
-    merged: dict[str, dict[str, Any]] = {}
-    for leg, figures in measured.items():
-        name = f"{leg.arm}/{leg.scenario}"
-        if leg.visit is None:
-            merged[name] = figures
-        else:
-            passes.setdefault(name, []).append(figures)
-    return merged | {name: _over_passes(legs) for name, legs in passes.items()}
-
-
-def _over_passes(passes: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = sum(leg["rows"] for leg in passes)
-    seconds = sum(leg["seconds"] for leg in passes)
-    routed = [leg for leg in passes if leg["activation_rate"] is not None]
-    differences = [leg["score_difference"] for leg in passes if leg["score_difference"] is not None]
-    # Memory is that of the pass that took most over its own baseline.
-    most = max(
-        passes, key=lambda leg: (leg["peak_rss_bytes"] or 0) - (leg["baseline_rss_bytes"] or 0)
-    )
-    return {
-        **most,
-        "rows": rows,
-        "seconds": seconds,
-        "rows_per_second": rows / seconds if seconds > 0 else None,
-        "activation_rate": sum(leg["activation_rate"] * leg["rows"] for leg in routed) / rows
-        if routed
-        else None,
-        "score_difference": max(differences, default=None),
-        "passes": passes,
-    }

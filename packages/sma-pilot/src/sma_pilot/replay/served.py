@@ -9,9 +9,6 @@ from sma_pilot.progress import OnProgress
 from sma_pilot.replay.clock import Clock
 from sma_pilot.replay.timeline import Timeline
 
-SERVING = ("canary", "full")
-"""Kinds of stage in which the candidate serves."""
-
 
 def serving(
     plan: Plan,
@@ -25,7 +22,7 @@ def serving(
     Before a canary, and without a guard in the plan, that is what `bare` opens, by role.
     """
     guard = plan.guard
-    if guard is None or not any(stage.kind in SERVING for stage in plan.stages):
+    if guard is None or not any(stage.serves for stage in plan.stages):
         return bare
     reference = None
     if guard.drift_limit is not None:

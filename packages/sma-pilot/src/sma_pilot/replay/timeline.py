@@ -96,6 +96,11 @@ class Chunk:
     inputs: Inputs
     state: Any
 
+    @property
+    def size(self) -> int:
+        """Number of rows, those of all lanes together."""
+        return len(self.lanes) * (self.end - self.begin)
+
 
 class Timeline:
     """The validation and the judged slice of a prepared data set, entity by entity in time order.
@@ -147,6 +152,11 @@ class Timeline:
             judged_until_ns=at(start + end - 1),
             lead=lead,
         )
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """All rows of each stretch."""
+        return [Lane(stretch, stretch.rows) for stretch in self.stretches]
 
     @property
     def train(self) -> Split:
@@ -220,22 +230,25 @@ class Timeline:
         """Yield the rows of `lanes` in chunks, a few lanes side by side, each in time order.
 
         The caller scores each chunk before it asks for the next one: that brings the state up to
-        date. Lanes of like length go together and all advance by the same number of rows, so that
-        nothing is padded and no row is scored that no one asked for.
+        date.
         """
-        ordered = sorted(lanes, key=lambda lane: lane.stop, reverse=True)
-        for first in range(0, len(ordered), _LANES):
-            group = tuple(ordered[first : first + _LANES])
-            state = scorer.start(len(group))
-            begin = 0
-            while group:
-                end = min(begin + chunk_rows, group[-1].stop)
-                rows = tuple(self.read(lane.stretch, begin, end) for lane in group)
-                yield Chunk(group, begin, end, rows, stack(rows), state)
-                going = tuple(lane for lane in group if lane.stop > end)
-                if 0 < len(going) < len(group):
-                    state = state.select(torch.arange(len(going)))
-                group, begin = going, end
+        for batch in batches_of(lanes):
+            yield from self.walk_batch(scorer, batch, chunk_rows)
+
+    def walk_batch(
+        self, scorer: Scorer, batch: tuple[Lane, ...], chunk_rows: int
+    ) -> Iterator[Chunk]:
+        """Yield the rows of one of `batches_of`, as `walk` does."""
+        state = scorer.start(len(batch))
+        group, begin = batch, 0
+        while group:
+            end = min(begin + chunk_rows, group[-1].stop)
+            rows = tuple(self.read(lane.stretch, begin, end) for lane in group)
+            yield Chunk(group, begin, end, rows, stack(rows), state)
+            going = tuple(lane for lane in group if lane.stop > end)
+            if 0 < len(going) < len(group):
+                state = state.select(torch.arange(len(going)))
+            group, begin = going, end
 
     def first_judged_row(self, stretch: Stretch, time_ns: int) -> int:
         """Return the offset of the first judged row of `stretch` at `time_ns` or later."""
@@ -274,6 +287,16 @@ class Timeline:
                 time = self.read(stretch, begin, min(begin + _READ_ROWS, stretch.rows)).time
                 counts += np.bincount((time.numpy() - since) // width, minlength=_HISTOGRAM_BINS)
         return counts, since, width
+
+
+def batches_of(lanes: Sequence[Lane]) -> list[tuple[Lane, ...]]:
+    """Return the lanes that go side by side, the longest first, in the order of a walk.
+
+    Lanes of like length go together and all advance by the same number of rows, so that nothing is
+    padded and no row is scored that no one asked for. No batch knows of another one.
+    """
+    ordered = sorted(lanes, key=lambda lane: lane.stop, reverse=True)
+    return [tuple(ordered[first : first + _LANES]) for first in range(0, len(ordered), _LANES)]
 
 
 def stack(rows: Sequence[Rows]) -> Inputs:

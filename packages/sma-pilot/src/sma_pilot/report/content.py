@@ -16,7 +16,10 @@ from sma_pilot.judge.measurements import (
     VALIDATION,
 )
 from sma_pilot.judge.metrics import EVENT_RECALL
+from sma_pilot.logs.vocabulary import UNKNOWN_VALUE
+from sma_pilot.plan import Plan
 from sma_pilot.replay.card import ReplayCard
+from sma_pilot.report.classes import class_summary, confusion_tables
 from sma_pilot.report.evidence import Evidence
 from sma_pilot.report.money import is_case, money_content
 from sma_pilot.report.svg import printable
@@ -32,6 +35,7 @@ from sma_pilot.report.words import (
 )
 
 _MOST_EVENTS = 15
+_MOST_TEMPLATES = 20
 _NO_LOAD = "Latency under load: events were sent one at a time, none waited for another."
 
 
@@ -54,6 +58,7 @@ def page_content(evidence: Evidence) -> dict[str, Any]:
         "compared": [arm for arm in arms if arm in (INCUMBENT, CANDIDATE, BASELINE)],
         "gates": gate_rows(result, arms),
         "events": _events(evidence),
+        "confusion": confusion_tables(evidence) if evidence.plan.task.by_class else [],
         "baseline": _baseline(evidence),
         "money": money_content(result, evidence.plan.money),
         "rates": evidence.routing_rates(),
@@ -61,6 +66,7 @@ def page_content(evidence: Evidence) -> dict[str, Any]:
         "arms": arms,
         "figures": arm_figures(result, arms),
         "comparisons": comparisons(result),
+        "templates": _templates(evidence),
         "slices": _slices(evidence),
         "models": _models(evidence),
         "provenance": _provenance(evidence),
@@ -76,7 +82,8 @@ def _scope(evidence: Evidence) -> str:
     return (
         f"Judged on {rows.rows:,} rows of {np.unique(rows.entity).size:,} entities, "
         f"{_moment(first)} to {_moment(last)} UTC, with "
-        f"{evidence.scene.events.count:,} labelled events. Models saw earlier rows only."
+        f"{evidence.scene.events.count:,} labelled {evidence.plan.task.units}. Models saw earlier "
+        "rows only."
     )
 
 
@@ -92,6 +99,8 @@ def _stage(evidence: Evidence) -> str:
 def _events(evidence: Evidence) -> dict[str, Any]:
     """Sum up who caught which event; list some, those on which the arms disagree first."""
     events, rows = evidence.scene.events, evidence.scene.rows
+    if evidence.plan.task.by_class:
+        return {"summary": class_summary(evidence), "caption": "", "arms": [], "rows": []}
     caught = {
         arm: own.caught
         for arm, own in evidence.quality.items()
@@ -163,7 +172,8 @@ def _baseline(evidence: Evidence) -> str:
     if own is not None and EVENT_RECALL in own.values and own.false_alarms_per_day is not None:
         words.append(
             f"It catches {own.values[EVENT_RECALL]:.0%} of the events at "
-            f"{own.false_alarms_per_day:.2f} false alarms a day and entity."
+            f"{own.false_alarms_per_day:.2f} false alarms a day"
+            f"{'' if evidence.plan.task.by_session else ' and entity'}."
         )
     return " ".join(words)
 
@@ -208,6 +218,28 @@ def _slices(evidence: Evidence) -> list[dict[str, str]]:
     ]
 
 
+def _templates(evidence: Evidence) -> dict[str, Any]:
+    """List the commonest templates that were mined from a text; nothing of a log without one."""
+    mined = evidence.dataset.card.provenance.get("templates")
+    if mined is None:
+        return {"rows": [], "caption": ""}
+    every = sorted(mined["templates"], key=lambda own: -own["lines"])
+    shown = every[:_MOST_TEMPLATES]
+    first = f"The {len(shown)} commonest of" if len(shown) < len(every) else "All"
+    return {
+        "caption": f"{first} {len(every):,} templates, mined from the lines of the train slice. A "
+        f"line that has none of them is {UNKNOWN_VALUE}.",
+        "rows": [
+            {
+                "template": printable(own["template"], 300),
+                "lines": f"{own['lines']:,}",
+                "example": printable(own["example"], 300),
+            }
+            for own in shown
+        ],
+    }
+
+
 def _models(evidence: Evidence) -> list[dict[str, str]]:
     fingerprints = ReplayCard.load(evidence.run.replay / "replay.json").models
     rows = []
@@ -239,6 +271,7 @@ def _provenance(evidence: Evidence) -> list[tuple[str, str]]:
     plan, card = evidence.plan, evidence.dataset.card
     headline = plan.quality.headline.replace("_", " ")
     horizon = f", horizon {plan.task.horizon}" if plan.task.horizon else ""
+    horizon += f", windows of {plan.task.window}" if plan.task.window else ""
     facts = [
         ("Plan digest", plan.digest),
         ("Result SHA-256", evidence.result_sha256),
@@ -247,7 +280,7 @@ def _provenance(evidence: Evidence) -> list[tuple[str, str]]:
         ("Channels", f"{len(card.numeric)} numeric, {len(card.categorical)} categorical"),
         ("Task", plan.task.kind.replace("_", " ") + horizon),
         ("Headline", f"{headline}, largest accepted loss {plan.quality.loss_limit:g}"),
-        ("False alarms", f"{plan.quality.false_alarms_per_day:g} a day and entity declared"),
+        *_declared_alarms(plan),
         ("Bootstrap", f"{plan.quality.resamples:,} resamples, seed {plan.seed}"),
     ]
     environment = [
@@ -256,6 +289,14 @@ def _provenance(evidence: Evidence) -> list[tuple[str, str]]:
         if value is not None and not isinstance(value, dict | list)
     ]
     return [(term, printable(text, 400)) for term, text in facts + environment]
+
+
+def _declared_alarms(plan: Plan) -> list[tuple[str, str]]:
+    declared = plan.quality.false_alarms_per_day
+    if declared is None:
+        return []
+    entity = "" if plan.task.by_session else " and entity"
+    return [("False alarms", f"{declared:g} a day{entity} declared")]
 
 
 def _decision(decision: Decision, evidence: Evidence) -> dict[str, Any]:

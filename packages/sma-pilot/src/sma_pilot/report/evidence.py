@@ -128,7 +128,7 @@ class Evidence:
         deepest = max([0.1, *(float((score[normal] > level).mean()) for level in own)])
         shares = np.geomspace(1 / normal.size, deepest, _CURVE_POINTS)
         levels = np.sort([*np.quantile(score[normal], 1 - shares), *own])[::-1]
-        merge = nanoseconds(self.plan.quality.alarm_merge)
+        merge = nanoseconds(self.plan.quality.alarm_merge or self.plan.log.period)
         alarms = []
         for level in levels:
             over = normal[score[normal] > level]

@@ -88,6 +88,8 @@ def _prices(money: Money) -> list[tuple[str, str, str]]:
     if money.appraisal is not None:
         rate = f"{100 * money.appraisal.discount_rate:g} % a year"
         terms = (f"{money.appraisal.horizon_years} years, {rate}", money.appraisal.source)
+    per_look = money.fallback is not None and money.fallback.per == "look"
+    fallback = "A look of a person" if per_look else "An event that the guard hands over"
     listed = [
         ("Machine, an hour", amount(money.price_per_hour, ""), money.price_source),
         ("Events a year", f"{money.events_per_year:,.0f}", ""),
@@ -96,7 +98,7 @@ def _prices(money: Money) -> list[tuple[str, str, str]]:
     for name, price, per in (
         ("Set-up, once", money.setup, ""),
         ("Running cost beside machines", money.running, " a year"),
-        ("A fallback, beside the incumbent's time", money.fallback, ""),
+        (fallback, money.fallback, ""),
     ):
         listed.append(
             (name, *none) if price is None else (name, amount(price.amount, per), price.source)

@@ -73,7 +73,7 @@ def draw(evidence: Evidence) -> dict[str, Drawing]:
                 for arm, own in quality.items()
                 if own.false_alarms_per_day is not None and EVENT_RECALL in own.values
             },
-            evidence.plan.quality.false_alarms_per_day,
+            evidence.plan.quality.false_alarms_per_day or 0.0,
         ),
         latency_plot(latency, evidence.plan.efficiency.latency_percentile),
         latency_by_share_plot(latency[CANDIDATE]) if CANDIDATE in latency else None,

@@ -28,7 +28,7 @@ def choose_stretches(evidence: Evidence) -> list[Stretch]:
     Of the events caught, and of those missed, the one of median length is taken. Without labelled
     events the stretch around the candidate's highest score stands in for them. Sessions have none.
     """
-    if evidence.plan.task.by_session:
+    if evidence.plan.task.by_session or evidence.plan.task.by_class:
         return []  # what is judged is a session as a whole, and has no course to draw
     scene, caught = evidence.scene, evidence.quality[CANDIDATE].caught
     events = scene.events

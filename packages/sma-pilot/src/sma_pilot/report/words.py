@@ -45,8 +45,12 @@ _LABELS = {
     "quality/events_left_out": "Events nobody could have caught",
     "quality/right_to_wrong": "Events that only the incumbent caught",
     "quality/wrong_to_right": "Events that only the candidate caught",
-    "quality/discordance": "Share of events on which the arms differ",
-    "quality/mcnemar_p": "Exact McNemar p-value of the differing events",
+    "quality/units": "Units judged",
+    "quality/units_left_out": "Units that nobody could have told",
+    "quality/units_unlabelled": "Units without a class",
+    "quality/units_of_unseen_class": "Units of a class that training has not",
+    "quality/discordance": "Share of what is judged on which the arms differ",
+    "quality/mcnemar_p": "Exact McNemar p-value of what they differ on",
     "quality/blocks": "Independent stretches of time",
     "quality/block_length_s": "Length of such a stretch",
     "memory/fleet_ratio": "Memory ratio, all entities",
@@ -62,12 +66,19 @@ _LABELS = {
     "cost/fallback_per_year": "Fallbacks, a year",
     "noise/score_rows_different": "Rows that the incumbent scored differently when run again",
 }
+# What a classification judges one by one.
+_UNITS = ("windows", "sessions")
+_UNIT_LABELS = {
+    "quality/right_to_wrong": "That only the incumbent told rightly",
+    "quality/wrong_to_right": "That only the candidate told rightly",
+}
 _TOPICS = {
     "affiliation_f1": "affiliation F1",
     "alarm_time_share": "share of normal time in alarm",
     "brier": "Brier score",
     "calibration_error": "expected calibration error",
     "false_alarms_per_day": "false alarms",
+    "macro_f1": "macro F1",
     "mae": "mean absolute error",
     "mae_s": "mean absolute error in time",
     "exception_fallbacks": "fallbacks for an exception",
@@ -106,6 +117,7 @@ _TOPICS = {
     "unscored_rows": "rows without a score",
     "vus_pr": "VUS-PR",
     "weight_bytes": "weights",
+    "worst_class_recall": "share told rightly of the class told worst",
 }
 _PERCENTILE = re.compile(r"(multi_stream_|server_response_|server_service_)?p(\d+(?:\.\d+)?)_ms")
 _TIMED = {
@@ -117,6 +129,7 @@ _TIMED = {
 _COUNTED = (
     "rows",
     "events",
+    *_UNITS,
     "incidents",
     "blocks",
     "queries",
@@ -150,6 +163,8 @@ def kpi_topic(kpi: Kpi) -> str:
 
 def kpi_label(kpi: Kpi) -> str:
     """Return a KPI's name as words, such as ``Loss of event recall``."""
+    if kpi.unit in _UNITS and kpi.name in _UNIT_LABELS:
+        return _UNIT_LABELS[kpi.name]
     if kpi.name in _LABELS:
         return _LABELS[kpi.name]
     topic = kpi_topic(kpi)

@@ -9,6 +9,7 @@ from sma_pilot.judge.verdict import judge
 from sma_pilot.progress import OnProgress
 from sma_pilot.replay.measurements_io import load_measurements
 from sma_pilot.replay.runner import replay
+from sma_pilot.replay.sharding import Sharding
 from sma_pilot.run_folder import RunFolder, write_json
 from sma_pilot.stages.look import CARD, Look, levels
 from sma_pilot.stages.standing import Standing
@@ -16,7 +17,11 @@ from sma_pilot.stages.windows import window_of
 
 
 def take_look(
-    now: Standing, dataset: PreparedDataset, run: RunFolder, on_progress: OnProgress
+    now: Standing,
+    dataset: PreparedDataset,
+    run: RunFolder,
+    on_progress: OnProgress,
+    sharding: Sharding | None = None,
 ) -> Look:
     """Take the look that comes next: replay its rows, judge all of its stage, leave its card.
 
@@ -28,6 +33,8 @@ def take_look(
     run : RunFolder
         The pilot's own.
     on_progress : OnProgress
+    sharding : Sharding, optional
+        See `replay`.
 
     Raises
     ------
@@ -47,7 +54,15 @@ def take_look(
     window = window_of(plan, stage, number, dataset.card)
     alpha = levels(stage, plan)[number - 1]
     read = plan.reading(stage, alpha)
-    replay(read, dataset, run.models, folder.look(number), on_progress, window=window)
+    replay(
+        read,
+        dataset,
+        run.models,
+        folder.look(number),
+        on_progress,
+        window=window,
+        sharding=sharding,
+    )
     on_progress("judge", 0, None)
     measured = load_measurements(*(folder.look(past + 1) for past in range(number)))
     result = judge(measured, read)

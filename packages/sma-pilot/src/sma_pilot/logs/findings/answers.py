@@ -24,6 +24,8 @@ _FEWEST_FALSE_ALARMS = 5
 
 def labels(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
     """Tell how many rows are labelled, and how many events there are."""
+    if plan.task.by_class:
+        return
     judged, coding = facts.tally.slices[JUDGED], facts.reader.survey.coding
     if coding is None:
         yield Finding(
@@ -66,6 +68,8 @@ def labels(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
 def proof(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
     """Tell beforehand what the judge could not conclude, however well the candidate does."""
     quality = plan.quality
+    if quality.false_alarms_per_day is None:
+        return  # no alarms, no events
     rows = int(facts.rows_of_entity[:, VALIDATION].sum())
     days = rows * nanoseconds(plan.log.period) / DAY_NS
     allowed = quality.false_alarms_per_day * days

@@ -128,7 +128,7 @@ def leakage(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
                 told.add(one.channel)
                 yield _leak(one, truth)
     for name in (*facts.reader.columns.numeric, *facts.reader.columns.categorical):
-        if name not in told and _is_named_like_answer(name, plan.log.label):
+        if name not in told and _is_named_like_answer(name, plan.log.answer[1]):
             yield Finding(
                 "warning",
                 "leakage",

@@ -30,6 +30,13 @@ def schema(plan: Plan, facts: LogFacts) -> Iterator[Finding]:
         f"{counted(len(facts.entities), 'entity', 'entities')}; "
         f"{iso(survey.first)} to {iso(survey.last)}.",
     )
+    if survey.lines_unparsed:
+        yield Finding(
+            "warning",
+            "schema",
+            f"{share_of(survey.lines_unparsed, survey.rows)} of the lines do not parse and are "
+            f"left out: {'; '.join(survey.unparsed_examples)}.",
+        )
     for count, part in ((survey.without_time, "time"), (survey.without_entity, "entity")):
         if count:
             yield Finding(
