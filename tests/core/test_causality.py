@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sma_core import (
     ArchitectureConfig,
+    GRUConfig,
     Inputs,
+    ModelConfig,
     RandomConfig,
     SequenceModel,
     SMAModel,
@@ -29,6 +31,7 @@ TRANSFORMER = TransformerConfig(
     hidden_width=8,
     window=3,
 )
+GRU = GRUConfig(inputs=small_config().inputs, head=small_config().head, width=8, layers=2)
 CAUSAL: dict[str, ArchitectureConfig] = {
     **{name: config for name, config in reference_cases() if config.causal},
     "dense twin": dense_twin(small_config(pool=3)),
@@ -36,6 +39,7 @@ CAUSAL: dict[str, ArchitectureConfig] = {
     "padded dispatch": small_config(pool=3, dispatch="padded"),
     "fft": small_config(pool=3, ema="fft"),
     "Transformer": TRANSFORMER,
+    "GRU": GRU,
 }
 BIDIRECTIONAL: dict[str, ArchitectureConfig] = {
     name: config for name, config in reference_cases() if not config.causal
@@ -49,8 +53,8 @@ SOME = {
 
 
 def make_model(config: ArchitectureConfig) -> SequenceModel:
-    if config is not TRANSFORMER:
-        return small_model(config)  # type: ignore[arg-type]
+    if isinstance(config, ModelConfig):
+        return small_model(config)
     torch.manual_seed(0)
     return build_model(config).double().eval()
 

@@ -9,6 +9,7 @@ import torch
 from sma_core.checkpoint import load_checkpoint, save_checkpoint
 from sma_core.config import (
     ArchitectureConfig,
+    GRUConfig,
     HeadConfig,
     InputConfig,
     ModelConfig,
@@ -24,6 +25,7 @@ HEAD = HeadConfig(kind="forecast", outputs=2)
 CONFIGS = [
     ModelConfig(inputs=INPUTS, head=HEAD, width=8, pool=(SwiGLUConfig(hidden_width=4),)),
     TransformerConfig(inputs=INPUTS, head=HEAD, width=8, heads=2, hidden_width=8, window=3),
+    GRUConfig(inputs=INPUTS, head=HEAD, width=8),
 ]
 
 

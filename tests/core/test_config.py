@@ -13,6 +13,7 @@ from sma_core import (
     ArchitectureConfig,
     ConfigError,
     GatedAttentionConfig,
+    GRUConfig,
     HeadConfig,
     InputConfig,
     ModelConfig,
@@ -192,6 +193,7 @@ CONFIGS = st.one_of(
         heads=st.sampled_from([1, 2, 4, 8]),
         window=st.integers(1, 99),
     ),
+    st.builds(GRUConfig, inputs=st.just(INPUTS), head=st.just(HEAD), width=st.integers(1, 99)),
 )
 
 

@@ -13,6 +13,7 @@ from sma_core.config import (
     AlwaysConfig,
     ArchitectureConfig,
     GatedAttentionConfig,
+    GRUConfig,
     HeadConfig,
     InputConfig,
     ModelConfig,
@@ -50,6 +51,8 @@ TRANSFORMER = TransformerConfig(
     inputs=SMA.inputs, head=SMA.head, width=24, heads=3, hidden_width=40, window=40
 )
 
+GRU = GRUConfig(inputs=SMA.inputs, head=SMA.head, width=24, layers=3)
+
 
 def make_inputs(steps: int) -> Inputs:
     return Inputs(torch.randn(1, steps, 3), torch.zeros(1, steps, 1, dtype=torch.int64))
@@ -67,7 +70,7 @@ def counted(model: SequenceModel, steps: int) -> float:
     return counter.get_total_flops() / steps
 
 
-@pytest.mark.parametrize("config", [SMA, TRANSFORMER], ids=lambda config: config.architecture)
+@pytest.mark.parametrize("config", [SMA, TRANSFORMER, GRU], ids=lambda config: config.architecture)
 def test_a_step_costs_what_is_counted(config: ArchitectureConfig) -> None:
     rates = [[1.0, 1.0]] * 3 if config is SMA else ()
     assert product_flops(config, rates) == counted(build_model(config).eval(), 1)

@@ -16,6 +16,7 @@ from sma_core import (
     BudgetConfig,
     FullAttentionConfig,
     GatedAttentionConfig,
+    GRUConfig,
     GumbelConfig,
     HeadConfig,
     InputConfig,
@@ -83,6 +84,7 @@ AROUND: dict[str, Any] = {
     "width": 32,
 }
 TRANSFORMER = TransformerConfig(**AROUND, heads=2, hidden_width=96, window=40)
+GRU = GRUConfig(**AROUND, layers=3)
 
 
 def sma(pool: str = "attention", rate: float = 0.5, **fields: Any) -> ModelConfig:
@@ -124,6 +126,11 @@ def test_kept_bytes_of_every_variant_of_a_layer(variant: str) -> None:
 def test_kept_bytes_of_the_transformer(dtype: str) -> None:
     measured = kept_bytes(build_model(TRANSFORMER), random_inputs(), DTYPES[dtype])
     assert_near(costs(TRANSFORMER, 0.0, DTYPES[dtype]).kept_bytes, measured, "kept_bytes")
+
+
+def test_kept_bytes_of_the_recurrent_model() -> None:
+    measured = kept_bytes(build_model(GRU), random_inputs(), torch.float32)
+    assert_near(costs(GRU, 0.0, torch.float32).kept_bytes, measured, "kept_bytes")
 
 
 @pytest.mark.parametrize(

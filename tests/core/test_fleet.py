@@ -28,6 +28,7 @@ from sma_core import (
     Fleet,
     FleetError,
     FullAttentionConfig,
+    GRUConfig,
     HeadConfig,
     InputConfig,
     Inputs,
@@ -72,6 +73,10 @@ def case(name: str) -> Case:
         sizes: dict[str, Any] = {"width": 8, "layers": 1, "heads": 2, "window": 3}
         model_config = TransformerConfig(inputs=INPUTS, head=head, hidden_width=8, **sizes)
         model = build_model(model_config).double().eval()
+    elif name == "recurrent":
+        torch.manual_seed(0)
+        model_config = GRUConfig(inputs=INPUTS, head=HeadConfig(kind="forecast", outputs=2))
+        model = build_model(model_config).double().eval()
     else:
         every = (
             LocalConvolutionConfig(kernel_size=3),
@@ -106,6 +111,7 @@ NAMES = (
     "every other sub-module",
     "one class for all steps",
     "transformer",
+    "recurrent",
 )
 
 

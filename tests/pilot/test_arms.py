@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from tests.pilot.arm_cases import NAN, same, scores_of, some_rows
 from tests.pilot.replay_cases import (
     SMALL_MODEL,
     SMALL_TRAINING,
@@ -17,7 +18,6 @@ from tests.pilot.replay_cases import (
     quiet,
 )
 from tests.tolerances import assert_close
-from torch import Tensor
 
 from sma_core.checkpoint import load_checkpoint, save_checkpoint
 from sma_core.errors import CheckpointError
@@ -28,7 +28,6 @@ from sma_pilot.arms.pca import PCAScorer
 from sma_pilot.errors import PlanError, RunError
 from sma_pilot.plan import ArmPlan
 
-NAN = float("nan")
 SMA = {"kind": "sma", "model": SMALL_MODEL, "training": SMALL_TRAINING}
 TRANSFORMER = {"kind": "transformer", "model": SMALL_TRANSFORMER, "training": SMALL_TRAINING}
 KINDS = ["forecast_anomaly/sma", "forecast_anomaly/dense_twin", "forecast_anomaly/transformer"]
@@ -57,30 +56,6 @@ def fitted(tmp_path_factory):
                 kind = plan.named_arms()[role].kind
                 scorers[f"{task}/{kind}"] = arm.open(models / role)
     return scorers
-
-
-def some_rows(batch: int, steps: int, seed: int = 3) -> Inputs:
-    generator = torch.Generator().manual_seed(seed)
-    numeric = torch.randn(batch, steps, 3, generator=generator)
-    numeric[torch.rand(numeric.shape, generator=generator) < 0.1] = NAN
-    numeric[:, 4] = NAN
-    categorical = torch.randint(0, 3, (batch, steps, 1), generator=generator)
-    return Inputs(numeric, categorical)
-
-
-@torch.inference_mode()
-def scores_of(scorer, inputs: Inputs, cuts: list[int]) -> Tensor:
-    state = scorer.start(inputs.batch)
-    parts = []
-    for begin, end in zip([0, *cuts], [*cuts, inputs.steps], strict=True):
-        chunk = inputs.map(lambda rows, begin=begin, end=end: rows[:, begin:end])
-        parts.append(scorer.score(chunk, state).score)
-    return torch.cat(parts, 1)
-
-
-def same(a: Tensor, b: Tensor, row: str = "float32") -> None:
-    assert a.isnan().equal(b.isnan())
-    assert_close(a[~a.isnan()], b[~b.isnan()], row)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,9 +108,8 @@ def test_neural_weights_are_those_of_the_checkpoint(tmp_path):
     fit_arms(plan, dataset, tmp_path, tmp_path / "models", quiet)
     model = load_checkpoint(tmp_path / "models" / "candidate").model
     stored = sum(t.nbytes for t in model.state_dict().values())
-    assert build_arms(plan)["candidate"].open(tmp_path / "models" / "candidate").weight_bytes >= (
-        stored
-    )
+    scorer = build_arms(plan)["candidate"].open(tmp_path / "models" / "candidate")
+    assert (scorer.weight_bytes or 0) >= stored
 
 
 def test_only_the_first_row_and_empty_rows_of_a_forecast_have_no_score(fitted):
@@ -353,7 +327,9 @@ def test_a_fit_tells_its_beginning_and_its_end_also_when_there_was_nothing_to_do
 
 
 def test_every_kind_of_the_plan_has_a_class():
-    assert set(get_args(ArmPlan.model_fields["kind"].annotation)) == set(ARMS)
+    classes = get_args(get_args(ArmPlan)[0])
+    kinds = {get_args(own.model_fields["kind"].annotation)[0] for own in classes}
+    assert kinds == set(ARMS)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,12 @@ def test_a_plan_is_read_with_its_defaults() -> None:
         ('kind = "forecast_anomaly"', 'kind = "alarm"', "`horizon` is needed"),
         ('kind = "dense_twin"', 'kind = "dense"', "arms.incumbent.kind"),
         ('kind = "sma"', 'kind = "transformer"', "twin of a candidate of kind 'sma'"),
-        ('kind = "sma"', 'kind = "checkpoint"', "`checkpoint` names a folder"),
+        ('kind = "sma"', 'kind = "checkpoint"', "arms.candidate.checkpoint: Field required"),
+        (
+            'kind = "sma"',
+            'kind = "pca"\nmodel = {}',
+            "arms.candidate.model: unknown field of kind 'pca'",
+        ),
         ('kind = "dense_twin"', 'kind = "logistic"', "cannot do task 'forecast_anomaly'"),
         ("version = 1", "version = 2", "version"),
         ("version = 1", "version = = 1", "not valid TOML"),
@@ -98,6 +103,52 @@ def test_the_digest_follows_decisions_and_not_typing() -> None:
     assert parse_plan("# a comment\n" + PLAN, "b").digest == plan.digest
     assert parse_plan(PLAN.replace("0.05", "0.06"), "b").digest != plan.digest
     assert Plan.model_validate(plan.model_dump(mode="json")).digest == plan.digest
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '[replay]\nscenarios = ["server"]\n[replay.server]\narrivals = "poisson"\nrate = 5.0',
+        '[arms.baseline]\nkind = "recorded"\nscore = "s"',
+        '[arms.baseline]\nkind = "sklearn"\nestimator = "sklearn.svm.OneClassSVM"',
+        '[arms.baseline]\nkind = "sklearn"\nfile = "a.skops"\nvalues = "scaled"',
+        '[arms.baseline]\nkind = "pyfunc"\nuri = "m"\ntrust = true\nvalues = "scaled"',
+        '[arms.baseline]\nkind = "kmeans"\nwindow = 5',
+    ],
+)
+def test_a_frozen_plan_is_the_plan_that_was_typed(more: str) -> None:
+    plan = parse_plan(PLAN + more, "a")
+    assert Plan.model_validate(plan.model_dump(mode="json")) == plan
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ('kind = "sklearn"', "arms.candidate: name either an `estimator` to fit or the `file`"),
+        ('kind = "sklearn"\nestimator = "os.system"', "arms.candidate.estimator: "),
+        ('kind = "sklearn"\nestimator = "sklearn.x.Y"\nvalues = "log"', "`values` says what"),
+        ('kind = "sklearn"\nfile = "a"\nvalues = "log"\nparams = {a = 1}', "`params` belong to"),
+        ('kind = "sklearn"\nfile = "a"\nvalues = "log"', "arms.candidate.values: 'log' needs"),
+        ('kind = "kmeans"\nclusters = 0', "arms.candidate.clusters: "),
+        ('kind = "pyfunc"\nuri = "m"\nvalues = "scaled"', "arms.candidate.trust: running an"),
+        ('kind = "pyfunc"\nuri = "models:/m@a"\nvalues = "scaled"\ntrust = true', "`store` names"),
+        (
+            'kind = "pyfunc"\nuri = "models:/a/b/c"\nstore = "x"\nvalues = "scaled"\ntrust = true',
+            "`uri` of a model in",
+        ),
+        ('kind = "recorded"', "arms.candidate.score: Field required"),
+        ('kind = "recorded"\nscore = "s"\nlatency_unit = "s"', "belongs to a column `latency`"),
+        ('kind = "recorded"\nscore = "s"\nlatency = "s"', "name the same column"),
+        ("", "arms.candidate.kind: Field required"),
+        ('kind = "magic"', "arms.candidate.kind: none of 'sma'"),
+    ],
+)  # fmt: skip
+def test_a_field_of_an_arm_is_named_by_its_place(arm: str, message: str) -> None:
+    text = PLAN.replace('kind = "dense_twin"', 'kind = "pca"').replace('kind = "sma"', arm)
+    with pytest.raises(PlanError) as caught:
+        parse_plan(text, "pilot.toml")
+    assert message in str(caught.value)
+    assert "sklearn." not in str(caught.value).split(": ")[1]
 
 
 def test_a_moment_without_a_zone_is_utc() -> None:
@@ -145,7 +196,8 @@ def _fields(section: type, prefix: str = "") -> dict[str, object]:
         ]
         if inner:
             place = "arms.ARM" if prefix == "arms." else f"{prefix}{name}"
-            found |= _fields(inner[0], f"{place}.")
+            for section in inner:
+                found |= _fields(section, f"{place}.")
         else:
             found[f"{prefix}{name}"] = field
     return found

@@ -14,6 +14,7 @@ from sma_core.config import (
     AlwaysConfig,
     ArchitectureConfig,
     GatedAttentionConfig,
+    GRUConfig,
     HeadConfig,
     InputConfig,
     ModelConfig,
@@ -65,6 +66,7 @@ from sma_core.policy_configs import (
     TemperatureConfig,
     TopKConfig,
 )
+from sma_core.recurrent import GRUModel
 from sma_core.routing import Policy, RouterInputs, RoutingDecision, register_policy
 from sma_core.routing.statistics import RoutingStatistics
 from sma_core.submodule_configs import (
@@ -97,6 +99,8 @@ __all__ = [
     "Fleet",
     "FleetError",
     "FullAttentionConfig",
+    "GRUConfig",
+    "GRUModel",
     "GatedAttentionConfig",
     "GumbelConfig",
     "HeadConfig",

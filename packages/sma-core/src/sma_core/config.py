@@ -349,6 +349,21 @@ class TransformerConfig(ArchitectureConfig):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class GRUConfig(ArchitectureConfig):
+    """The recurrent incumbent: gated recurrent units, one layer on the other.
+
+    Parameters
+    ----------
+    inputs, head, width, layers
+        As in `ModelConfig`; the width is that of a layer's hidden state, too.
+    dropout
+        Between layers.
+    """
+
+    architecture: ClassVar[str] = "gru"
+
+
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Plain form of a configuration, ready for JSON, with its tag first."""
     fields = dataclasses.fields(config)

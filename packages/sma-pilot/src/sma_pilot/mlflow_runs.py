@@ -1,6 +1,6 @@
 """Runs of an MLflow store: found by tags, written in few calls, brought up to date in place.
 
-What `tracking` is made of, and `mlflow_looks`; it and `tracking` alone import mlflow.
+What `tracking` and `mlflow_looks` are made of.
 """
 
 import math
@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# Or the lock file of whatever project the command runs in would go into the model.
-os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+import sma_pilot.mlflow_environment  # noqa: F401  (before MLflow)
 
 with warnings.catch_warnings():
     # Of its own type hints and of its own database code: nothing that a user could mend.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sma_pilot.arms import build_arms
+from sma_pilot.arms.recorded import RecordedScorer
 from sma_pilot.errors import PlanError
 from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT, AlignedSlice, Measurements
 from sma_pilot.judge.provability import (
@@ -26,6 +27,7 @@ from sma_pilot.progress import OnProgress
 from sma_pilot.replay.clock import wall_clock
 from sma_pilot.replay.measurements_io import read_scores
 from sma_pilot.replay.offline import run_offline
+from sma_pilot.replay.recorded import copy_scores
 from sma_pilot.replay.timeline import Timeline
 from sma_pilot.run_folder import RunFolder
 
@@ -91,16 +93,22 @@ def _replay_incumbent(
     arm.fit(dataset, run.models / INCUMBENT, on_progress)
     timeline = Timeline(dataset, round(plan.log.max_gap.total_seconds() * 1e9))
     folder = run.path / "planning"
-    run_offline(
-        INCUMBENT,
-        arm.open(run.models / INCUMBENT),
-        timeline,
-        folder,
-        chunk_rows=plan.replay.chunk_rows,
-        routing=False,
-        clock=wall_clock,
-        on_progress=on_progress,
-    )
+    scorer, chunk_rows = arm.open(run.models / INCUMBENT), plan.replay.chunk_rows
+    if isinstance(scorer, RecordedScorer):
+        copy_scores(
+            INCUMBENT, scorer, timeline, folder, chunk_rows=chunk_rows, on_progress=on_progress
+        )
+    else:
+        run_offline(
+            INCUMBENT,
+            scorer,
+            timeline,
+            folder,
+            chunk_rows=chunk_rows,
+            routing=False,
+            clock=wall_clock,
+            on_progress=on_progress,
+        )
     scores = {}
     for name in ("validation", "judged"):
         own = read_scores(folder, INCUMBENT, name)

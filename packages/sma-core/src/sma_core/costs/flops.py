@@ -12,6 +12,7 @@ from functools import singledispatch
 from sma_core.config import (
     ArchitectureConfig,
     GatedAttentionConfig,
+    GRUConfig,
     ModelConfig,
     SubModuleConfig,
     SwiGLUConfig,
@@ -67,6 +68,9 @@ def product_flops(config: ArchitectureConfig, activation: Rates = ()) -> float:
         projections = 2 * width * 4 * width + 2 * 2 * width * config.hidden_width
         attention = 2 * 2 * (config.window + 1) * width
         return float(embed + head + config.layers * (projections + attention))
+    if isinstance(config, GRUConfig):
+        # Three gates, each of the input and of the state.
+        return float(embed + head + config.layers * 2 * 6 * config.width**2)
     raise ConfigError(f"architecture: no count of FLOPs for {config.architecture!r}")
 
 

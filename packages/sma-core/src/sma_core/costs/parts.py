@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from sma_core.config import ArchitectureConfig, ModelConfig, TransformerConfig
+from sma_core.config import ArchitectureConfig, GRUConfig, ModelConfig, TransformerConfig
 from sma_core.costs.flops import (
     Rates,
     check_rates,
@@ -68,6 +68,8 @@ def model_parts(config: ArchitectureConfig, activation: Rates, extent: Extent) -
         ]
     elif isinstance(config, TransformerConfig):
         layers = [_transformer_layer(config, index, extent) for index in range(config.layers)]
+    elif isinstance(config, GRUConfig):
+        layers = [_gru_layer(config, index, extent) for index in range(config.layers)]
     else:
         raise ConfigError(f"architecture: no list of operations for {config.architecture!r}")
     return [_embedding(config, extent), *layers, _head(config, extent)]
@@ -258,3 +260,21 @@ def _transformer_layer(config: TransformerConfig, index: int, extent: Extent) ->
     )
     flops = 2 * width * 4 * width + 2 * 2 * width * hidden + 2 * 2 * (window + 1) * width
     return Part(layer=index, name="every step", flops=flops * rows, operations=operations)
+
+
+def _gru_layer(config: GRUConfig, index: int, extent: Extent) -> Part:
+    width, rows, size = config.width, extent.rows, extent.narrow
+    operations = (
+        linear("gates of the input", extent, width, 3 * width, kept=width),
+        Operation(
+            name="recurrence",
+            read=rows * 3 * width * size,
+            written=rows * width * size,
+            weights=3 * width * (width + 1) * extent.wide,
+            # Of each step three gates, what two of them take from the state, the state before it
+            # and that after it.
+            kept=rows * 7 * width * size,
+        ),
+    )
+    flops = 2 * 6 * width**2 * rows
+    return Part(layer=index, name="every step", flops=flops, operations=operations)

@@ -6,9 +6,13 @@ from sma_core.dataset import PreparedDataset
 from sma_pilot.arms.base import Arm, Decisions, Scorer, Scores
 from sma_pilot.arms.count_logistic import CountLogisticArm
 from sma_pilot.arms.count_pca import CountPCAArm
+from sma_pilot.arms.estimator import SklearnArm
+from sma_pilot.arms.kmeans import KMeansArm
 from sma_pilot.arms.logistic import LogisticArm
-from sma_pilot.arms.neural import CheckpointArm, DenseTwinArm, SMAArm, TransformerArm
+from sma_pilot.arms.neural import CheckpointArm, DenseTwinArm, GRUArm, SMAArm, TransformerArm
 from sma_pilot.arms.pca import PCAArm
+from sma_pilot.arms.pyfunc import PyfuncArm
+from sma_pilot.arms.recorded import RecordedArm
 from sma_pilot.arms.ridge import RidgeArm
 from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
@@ -19,9 +23,14 @@ ARMS = {
     "sma": SMAArm,
     "dense_twin": DenseTwinArm,
     "transformer": TransformerArm,
+    "gru": GRUArm,
     "checkpoint": CheckpointArm,
     "pca": PCAArm,
+    "kmeans": KMeansArm,
     "logistic": LogisticArm,
+    "sklearn": SklearnArm,
+    "pyfunc": PyfuncArm,
+    "recorded": RecordedArm,
     "ridge": RidgeArm,
     "count_pca": CountPCAArm,
     "count_logistic": CountLogisticArm,

@@ -64,8 +64,8 @@ class Scorer(Protocol):
     """A fitted arm, ready to score. Calls run under ``torch.inference_mode``."""
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of the fitted parameters and constants, as they lie in memory."""
+    def weight_bytes(self) -> int | None:
+        """Bytes of the fitted parameters and constants, as they lie in memory; None: unknown."""
         ...
 
     @property

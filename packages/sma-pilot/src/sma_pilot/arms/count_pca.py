@@ -21,7 +21,7 @@ from sma_pilot.arms.base import Decisions, Scores
 from sma_pilot.arms.session_counts import CountState, SessionCounter, read_sessions
 from sma_pilot.arms.weights import is_fitted, load_fit, save_fit
 from sma_pilot.errors import PlanError
-from sma_pilot.plan import Plan
+from sma_pilot.plan import CountPCAPlan, Plan
 from sma_pilot.progress import OnProgress
 
 _KIND = "count_pca"
@@ -38,7 +38,7 @@ class CountPCAArm:
 
     def __init__(self, plan: Plan, role: str, data: Path) -> None:
         self.role = role
-        self._components = plan.named_arms()[role].components
+        self._components = plan.arm(role, CountPCAPlan).components
 
     def check(self, dataset: PreparedDataset) -> None:
         """Sessions have event ids, and that is all that counting asks for."""

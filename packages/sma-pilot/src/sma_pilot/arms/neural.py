@@ -1,4 +1,4 @@
-"""Arms that are sequence models: the sparse candidate, its dense twin, a Transformer, a checkpoint.
+"""Arms that are sequence models: the sparse candidate, its dense twin, incumbents, a checkpoint.
 
 They differ in the configuration they fit; all of them score through `neural_scorer`.
 """
@@ -23,7 +23,7 @@ from sma_pilot.arms.class_scorer import ClassificationScorer
 from sma_pilot.arms.neural_scorer import ClassScorer, ForecastScorer
 from sma_pilot.arms.surprise_scorer import SurpriseScorer
 from sma_pilot.errors import PlanError
-from sma_pilot.plan import Plan
+from sma_pilot.plan import CheckpointPlan, Plan, SMAPlan
 from sma_pilot.progress import OnProgress
 from sma_pilot.targets import class_scores
 
@@ -56,7 +56,6 @@ class NeuralArm:
     def __init__(self, plan: Plan, role: str, data: Path) -> None:
         self.role = role
         self._plan = plan
-        self._arm = plan.named_arms()[role]
         self._data = data
 
     def check(self, dataset: PreparedDataset) -> None:
@@ -118,7 +117,11 @@ class NeuralArm:
         """
 
     def _training(self) -> TrainingConfig:
-        return self._training_from(self._arm.training, self.role)
+        return self._training_from(self._table("training"), self.role)
+
+    def _table(self, name: str) -> dict[str, Any]:
+        """Return a table of the arm; an empty one of a kind that has none."""
+        return getattr(self._plan.named_arms()[self.role], name, {})
 
     def _training_from(self, table: Mapping[str, Any], role: str) -> TrainingConfig:
         known = [field.name for field in fields(TrainingConfig)]
@@ -158,7 +161,7 @@ class SMAArm(NeuralArm):
 
     def config(self, card: DatasetCard) -> ArchitectureConfig:
         """See `NeuralArm.config`."""
-        return self._model_from("sma", self._arm.model, self.role, card)
+        return self._model_from("sma", self._table("model"), self.role, card)
 
 
 class TransformerArm(NeuralArm):
@@ -166,7 +169,15 @@ class TransformerArm(NeuralArm):
 
     def config(self, card: DatasetCard) -> ArchitectureConfig:
         """See `NeuralArm.config`."""
-        return self._model_from("transformer", self._arm.model, self.role, card)
+        return self._model_from("transformer", self._table("model"), self.role, card)
+
+
+class GRUArm(NeuralArm):
+    """Kind ``gru``: gated recurrent units."""
+
+    def config(self, card: DatasetCard) -> ArchitectureConfig:
+        """See `NeuralArm.config`."""
+        return self._model_from("gru", self._table("model"), self.role, card)
 
 
 class DenseTwinArm(NeuralArm):
@@ -178,13 +189,13 @@ class DenseTwinArm(NeuralArm):
 
     def config(self, card: DatasetCard) -> ModelConfig:
         """See `NeuralArm.config`."""
-        candidate = self._plan.arms.candidate
+        candidate = self._plan.arm("candidate", SMAPlan)
         return dense_twin(self._model_from("sma", candidate.model, "candidate", card))
 
     def _training(self) -> TrainingConfig:
-        if self._arm.training:
+        if self._table("training"):
             return super()._training()
-        table = dict(self._plan.arms.candidate.training)
+        table = dict(self._plan.arm("candidate", SMAPlan).training)
         table.pop("target_rate", None)
         return self._training_from(table, "candidate")
 
@@ -201,7 +212,7 @@ class CheckpointArm(NeuralArm):
         card = dataset.card
         checkpoint = load_checkpoint(self._source)
         config = checkpoint.config
-        where = f"arms.{self.role}.checkpoint: {self._arm.checkpoint}"
+        where = f"arms.{self.role}.checkpoint: {self._checkpoint}"
         wanted = head_of(self._plan, card)
         if (config.head.kind, config.head.outputs) != (wanted["kind"], wanted["outputs"]):
             raise PlanError(
@@ -240,8 +251,11 @@ class CheckpointArm(NeuralArm):
 
     @property
     def _source(self) -> Path:
-        assert self._arm.checkpoint is not None  # noqa: S101  (held by ArmPlan)
-        return self._data / self._arm.checkpoint
+        return self._data / self._checkpoint
+
+    @property
+    def _checkpoint(self) -> str:
+        return self._plan.arm(self.role, CheckpointPlan).checkpoint
 
 
 def _require_same_channels(theirs: DatasetCard, ours: DatasetCard, where: str) -> None:

@@ -5,19 +5,16 @@ It knows neither order nor time, and on public machine logs it is hard to beat, 
 every model.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sma_core.dataset import PreparedDataset
-from sma_core.model import Inputs
-from sma_core.state import TensorState
-from sma_pilot.arms.base import Decisions, Scores
-from sma_pilot.arms.forecast_error import Smoother, mean_squared_error
+from sma_pilot.arms.forecast_error import mean_squared_error
+from sma_pilot.arms.row_scorer import RowScorer
 from sma_pilot.arms.weights import is_fitted, load_fit, save_fit
-from sma_pilot.plan import Plan
+from sma_pilot.plan import PCAPlan, Plan
 from sma_pilot.progress import OnProgress
 
 _KIND = "pca"
@@ -34,7 +31,7 @@ class PCAArm:
 
     def __init__(self, plan: Plan, role: str, data: Path) -> None:
         self.role = role
-        self._components = plan.named_arms()[role].components
+        self._components = plan.arm(role, PCAPlan).components
         self._smoothing = plan.task.smoothing
 
     def check(self, dataset: PreparedDataset) -> None:
@@ -77,14 +74,7 @@ class PCAArm:
         return PCAScorer(tensors["mean"], tensors["axes"], self._smoothing)
 
 
-@dataclass
-class PCAState(TensorState):
-    """The smoothed error of each sequence, float64 [B]."""
-
-    average: Tensor
-
-
-class PCAScorer:
+class PCAScorer(RowScorer):
     """Scores a row by its squared distance from its projection on the components.
 
     Parameters
@@ -96,31 +86,21 @@ class PCAScorer:
         Span of the smoothing, in rows.
     """
 
-    submodules: tuple[str, ...] = ()
-
     def __init__(self, mean: Tensor, axes: Tensor, smoothing: int) -> None:
+        super().__init__(len(mean), smoothing=smoothing)
         self._mean = mean
         self._axes = axes
-        self._smoother = Smoother(smoothing)
-        self.weight_bytes = mean.nbytes + axes.nbytes
 
-    def start(self, batch: int) -> PCAState:
-        """See `Scorer.start`."""
-        return PCAState(self._smoother.start(batch))
+    @property
+    def weight_bytes(self) -> int:
+        """See `Scorer.weight_bytes`."""
+        return self._mean.nbytes + self._axes.nbytes
 
-    def score(self, inputs: Inputs, state: PCAState) -> Scores:
-        """See `Scorer.score`."""
-        return Scores(self._smoother.chunk(self._error(inputs), state.average))
-
-    def step(self, inputs: Inputs, state: PCAState) -> tuple[float, Decisions]:
-        """See `Scorer.step`."""
-        return self._smoother.step(self._error(inputs).item(), state.average), ()
-
-    def _error(self, inputs: Inputs) -> Tensor:
-        assert inputs.numeric is not None  # noqa: S101  (the plan asks for a numeric channel)
-        centred = _filled(inputs.numeric) - self._mean
+    def _of_windows(self, windows: Tensor, categorical: Tensor | None) -> Tensor:
+        rows = windows[..., -1, :]
+        centred = _filled(rows) - self._mean
         usual = self._mean + (centred @ self._axes.T) @ self._axes
-        return mean_squared_error(inputs.numeric, usual)
+        return mean_squared_error(rows, usual)
 
 
 def _filled(numeric: Tensor | None) -> Tensor:

@@ -86,10 +86,11 @@ class GuardedScorer:
         self.tally = Tally()
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of both models: the one that rests stays in memory."""
+    def weight_bytes(self) -> int | None:
+        """Bytes of both models: the one that rests stays in memory. None: of one nobody knows."""
         rests = 0 if self._incumbent is None else self._incumbent.weight_bytes
-        return self._candidate.weight_bytes + rests
+        own = self._candidate.weight_bytes
+        return None if own is None or rests is None else own + rests
 
     def start(self, batch: int) -> GuardState:
         """See `Scorer.start`."""

@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from sma_pilot.judge.measurements import BASELINE, INCUMBENT, LatencySample
+from sma_pilot.judge.measurements import (
+    BASELINE,
+    CANDIDATE_AGAIN,
+    FIRST_OF,
+    INCUMBENT,
+    LatencySample,
+)
 from sma_pilot.judge.statistics import block_weights, choose_block, quantile_bounds
 
 CONFIDENCE = 0.99
@@ -73,7 +79,8 @@ class ArmLatency:
     percentiles : mapping percentile -> Figure
         Only those that `minimum_queries` allows.
     ratios : mapping percentile -> Figure
-        Over the incumbent's; empty for the incumbent.
+        Over the incumbent's; of the candidate's second run over its first. Empty without it, and
+        for the incumbent.
     mean_ms : float
     mean_ratio : Figure or None
         Mean over the incumbent's, which is what machine time costs; None for the incumbent.
@@ -128,15 +135,16 @@ def measure_latency(
     measured = {}
     for arm, column in times.items():
         figures, ratios, mean_ratio = {}, {}, None
-        if arm != INCUMBENT and INCUMBENT in times:
-            ratio = column.mean() / times[INCUMBENT].mean()
-            mean_ratio = _figure(ratio, means[arm] / means[INCUMBENT], alpha)
+        base = FIRST_OF[arm] if arm == CANDIDATE_AGAIN else INCUMBENT
+        if arm != base and base in times:
+            ratio = column.mean() / times[base].mean()
+            mean_ratio = _figure(ratio, means[arm] / means[base], alpha)
         for place, percentile in enumerate(estimable):
             own = drawn[arm, percentile]
             figures[percentile] = _figure(whole[arm][place], own, alpha)
-            if arm != INCUMBENT and INCUMBENT in times:
-                ratio = whole[arm][place] / whole[INCUMBENT][place]
-                ratios[percentile] = _figure(ratio, own / drawn[INCUMBENT, percentile], alpha)
+            if arm != base and base in times:
+                ratio = whole[arm][place] / whole[base][place]
+                ratios[percentile] = _figure(ratio, own / drawn[base, percentile], alpha)
         measured[arm] = ArmLatency(
             queries=queries,
             passes=len(passes),

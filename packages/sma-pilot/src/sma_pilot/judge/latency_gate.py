@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from sma_pilot.judge.findings import Findings, bound_text, status_of
 from sma_pilot.judge.latency import MEDIAN, ArmLatency, Figure, minimum_queries
-from sma_pilot.judge.measurements import BASELINE, CANDIDATE, INCUMBENT, INCUMBENT_AGAIN
+from sma_pilot.judge.measurements import BASELINE, CANDIDATE, FIRST_OF, INCUMBENT
 from sma_pilot.judge.result import Kpi, Status
 from sma_pilot.plan import Plan
 
@@ -17,7 +17,7 @@ def judge_latency(
     Returns
     -------
     dict
-        The incumbent against itself: what belongs to the result's `noise`.
+        An arm against itself: what belongs to the result's `noise`.
     """
     percentile = plan.efficiency.latency_percentile
     label = f"p{percentile:g}"
@@ -34,6 +34,14 @@ def judge_latency(
         ),
         text,
     )
+    recorded = [arm for arm in (INCUMBENT, CANDIDATE) if arm in measured and plan.is_recorded(arm)]
+    if recorded:
+        findings.remark(
+            f"latency/ratio_{label}",
+            f"The service times of the {' and the '.join(recorded)} are those that the log "
+            "recorded, on whatever machine that was, and were not measured here: a ratio says "
+            "something about the models only if both ran on the like.",
+        )
     others = (MEDIAN,) if percentile != MEDIAN else ()
     for other in others:
         figure = _ratio(measured, CANDIDATE, other)
@@ -67,8 +75,27 @@ def judge_latency(
     return _noise(measured, others, plan, findings)
 
 
+def is_quiet(measured: Mapping[str, ArmLatency], plan: Plan) -> bool:
+    """Tell whether an arm against itself stayed within the plan's noise band."""
+    again, _ = _again(measured, plan.efficiency.latency_percentile)
+    return again is not None and _in_band(again, plan)
+
+
+def _in_band(again: Figure, plan: Plan) -> bool:
+    band = plan.efficiency.noise_band
+    return 1 - band <= again.interval[0] and again.interval[1] <= 1 + band
+
+
 def _ratio(measured: Mapping[str, ArmLatency], arm: str, percentile: float) -> Figure | None:
     return measured[arm].ratios.get(percentile) if arm in measured else None
+
+
+def _again(measured: Mapping[str, ArmLatency], percentile: float) -> tuple[Figure | None, str]:
+    """Return the ratio of an arm's second run to its first, and which arm that is."""
+    for second, first in FIRST_OF.items():
+        if second in measured:
+            return _ratio(measured, second, percentile), first
+    return None, INCUMBENT
 
 
 def _headline(
@@ -77,6 +104,11 @@ def _headline(
     percentile, limit = plan.efficiency.latency_percentile, plan.efficiency.latency_ratio_limit
     label = f"p{percentile:g}"
     absent = [arm for arm in (INCUMBENT, CANDIDATE) if arm not in measured]
+    silent = [arm for arm in absent if plan.is_recorded(arm)]
+    if silent:
+        return "inconclusive", (
+            f"Latency was not measured: the log has no service times of: {', '.join(silent)}."
+        )
     if absent:
         return "inconclusive", (
             f"Latency was not measured: no query was served by all arms "
@@ -87,18 +119,18 @@ def _headline(
             f"Latency {label} is not estimable: {measured[CANDIDATE].queries} queries, "
             f"and LoadGen's early-stopping rule asks for {minimum_queries(percentile)}."
         )
-    again = _ratio(measured, INCUMBENT_AGAIN, percentile)
+    again, twice = _again(measured, percentile)
     if again is None:
         return "inconclusive", (
-            f"Latency {label}: candidate over incumbent is {ratio.value:.3f}, but the incumbent "
+            f"Latency {label}: candidate over incumbent is {ratio.value:.3f}, but the {twice} "
             "was not timed a second time, so the machine's own noise is unknown."
         )
-    band = plan.efficiency.noise_band
-    if again.interval[0] < 1 - band or again.interval[1] > 1 + band:
+    if not _in_band(again, plan):
         return "inconclusive", (
-            f"The machine was too noisy for a verdict on latency {label}: the incumbent against "
+            f"The machine was too noisy for a verdict on latency {label}: the {twice} against "
             f"itself gives a ratio of {again.value:.3f} ({again.interval[0]:.3f} to "
-            f"{again.interval[1]:.3f}), outside 1 +- {band:g}. Time both again on a quiet machine."
+            f"{again.interval[1]:.3f}), outside 1 +- {plan.efficiency.noise_band:g}. Time both "
+            "again on a quiet machine."
         )
     status = status_of(*ratio.interval, limit)
     bound = bound_text(ratio.interval, limit, plan.quality.alpha)
@@ -116,7 +148,7 @@ def _noise(
 ) -> dict[str, float | None]:
     noise: dict[str, float | None] = {"latency_band": plan.efficiency.noise_band}
     for percentile in (*others, plan.efficiency.latency_percentile):
-        figure = _ratio(measured, INCUMBENT_AGAIN, percentile)
+        figure, twice = _again(measured, percentile)
         name = f"latency_ratio_p{percentile:g}"
         findings.inform(
             _kpi(
@@ -125,7 +157,7 @@ def _noise(
                 "ratio",
                 plan,
                 direction=None,
-                note="The incumbent against itself; 1 on a machine without noise.",
+                note=f"The {twice} against itself; 1 on a machine without noise.",
             )
         )
         noise[name] = None if figure is None else figure.value

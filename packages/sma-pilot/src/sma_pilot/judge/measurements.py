@@ -18,8 +18,12 @@ from sma_pilot.judge.load_sample import LoadSample
 INCUMBENT = "incumbent"
 INCUMBENT_AGAIN = "incumbent_again"
 CANDIDATE = "candidate"
+CANDIDATE_AGAIN = "candidate_again"
 BASELINE = "baseline"
-ARMS = (INCUMBENT, INCUMBENT_AGAIN, CANDIDATE, BASELINE)
+ARMS = (INCUMBENT, INCUMBENT_AGAIN, CANDIDATE, CANDIDATE_AGAIN, BASELINE)
+FIRST_OF = {INCUMBENT_AGAIN: INCUMBENT, CANDIDATE_AGAIN: CANDIDATE}
+"""Which arm a second run belongs to: the two tell the noise of the bench. It is the incumbent that
+runs twice, or the candidate where the log has but recorded the incumbent."""
 
 VALIDATION = "validation"
 JUDGED = "judged"

@@ -12,6 +12,7 @@ from sma_pilot.judge.findings import Findings, confidence_text
 from sma_pilot.judge.latency import ArmLatency
 from sma_pilot.judge.measurements import (
     CANDIDATE,
+    FIRST_OF,
     INCUMBENT,
     INCUMBENT_AGAIN,
     OFFLINE,
@@ -351,13 +352,14 @@ def _ratio_note(ratios: Mapping[Case, float], latency: Mapping[str, ArmLatency],
         f"{ratios['conservative']:.3f}, optimistic {ratios['optimistic']:.3f}, each a bound with "
         f"{confidence_text(plan.quality.alpha)} confidence."
     )
-    again = latency.get(INCUMBENT_AGAIN)
+    twice = next((arm for arm in FIRST_OF if arm in latency), INCUMBENT_AGAIN)
+    again = latency.get(twice)
     noise = None if again is None else again.mean_ratio
     band = plan.efficiency.noise_band
     if noise is not None and not (1 - band <= noise.interval[0] <= noise.interval[1] <= 1 + band):
         note += (
-            f" The machine was noisier than the plan allows: the incumbent against itself takes "
-            f"{noise.interval[0]:.3f} to {noise.interval[1]:.3f}."
+            f" The machine was noisier than the plan allows: the {FIRST_OF[twice]} against itself "
+            f"takes {noise.interval[0]:.3f} to {noise.interval[1]:.3f}."
         )
     return note
 

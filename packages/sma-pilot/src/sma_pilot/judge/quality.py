@@ -60,6 +60,8 @@ class Quality:
     """Candidate against incumbent."""
     baseline: Comparison | None
     """Baseline against candidate."""
+    baseline_for_incumbent: Comparison | None
+    """Baseline against incumbent: whether it would do in its place."""
     events: int
     events_left_out: int
     """Without a row that the incumbent scored: nobody could have caught them."""
@@ -70,6 +72,8 @@ class Quality:
     """Days of the judged slice in which any entity reported."""
     only_incumbent_scored: int
     """Judged rows that the incumbent scored and the candidate did not."""
+    only_candidate_scored: int
+    """Judged rows that the candidate scored and the incumbent did not."""
     false_alarm_difference: float | None
     """Candidate minus incumbent, a day and entity."""
     false_alarm_difference_interval: Interval | None
@@ -124,15 +128,15 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
         arms=arms,
         candidate=compare(INCUMBENT, CANDIDATE),
         baseline=compare(CANDIDATE, BASELINE) if BASELINE in arms else None,
+        baseline_for_incumbent=compare(INCUMBENT, BASELINE) if BASELINE in arms else None,
         events=scene.events.count,
         events_left_out=scene.events_left_out,
         incidents=scene.incidents,
         bins=scene.bins,
         block=block,
         observed_days=scene.observed_days,
-        only_incumbent_scored=int(
-            (~np.isnan(judged.scores[INCUMBENT]) & np.isnan(judged.scores[CANDIDATE])).sum()
-        ),
+        only_incumbent_scored=count_only(judged, INCUMBENT, CANDIDATE),
+        only_candidate_scored=count_only(judged, CANDIDATE, INCUMBENT),
         false_alarm_difference=difference,
         false_alarm_difference_interval=interval,
         units_left_out=UnitsLeftOut(
@@ -144,6 +148,11 @@ def measure_quality(validation: AlignedSlice, judged: AlignedSlice, plan: Plan) 
         else None,
         classes=scene.rows.classes,
     )
+
+
+def count_only(judged: AlignedSlice, scored: str, other: str) -> int:
+    """Count the rows that one arm scored and another did not."""
+    return int((~np.isnan(judged.scores[scored]) & np.isnan(judged.scores[other])).sum())
 
 
 def _statistics(arms: Mapping[str, ArmQuality], scene: Scene, plan: Plan) -> dict[str, Statistic]:

@@ -46,6 +46,8 @@ def judge_quality(quality: Quality, plan: Plan, findings: Findings) -> MoreData 
         if missing
         else "The candidate scored every judged row that the incumbent scored.",
     )
+    if plan.is_recorded(INCUMBENT):
+        _unrecorded(quality.only_candidate_scored, findings)
     for metric in bounded_metrics(plan):
         if metric != headline:
             other = quality.candidate.losses.get(metric)
@@ -60,6 +62,25 @@ def judge_quality(quality: Quality, plan: Plan, findings: Findings) -> MoreData 
     if status != "inconclusive":
         return None
     return _more_data(quality, estimate, plan)
+
+
+def _unrecorded(missing: int, findings: Findings) -> None:
+    """Add a gate on gaps in a recording: what is not there must not pass for a missed event."""
+    findings.gate(
+        Kpi(
+            name="quality/unscored_by_incumbent",
+            value=missing,
+            unit="rows",
+            threshold=0,
+            direction="lower",
+            status="inconclusive" if missing else "pass",
+            note="Judged rows with a score of the candidate and none recorded of the incumbent.",
+        ),
+        f"The log has no score of the incumbent on {missing} judged rows that the candidate "
+        "scored; what it said there is unknown."
+        if missing
+        else "The log has a score of the incumbent on every judged row that the candidate scored.",
+    )
 
 
 def proven(quality: Quality, plan: Plan) -> bool:
@@ -235,16 +256,14 @@ def _counts(quality: Quality, plan: Plan, findings: Findings) -> None:
             unit="s",
         )
     )
-    if quality.baseline is not None:
-        headline = plan.quality.headline
-        findings.inform(
-            _loss(
-                f"quality/baseline_loss_{headline}",
-                quality.baseline.losses.get(headline),
-                plan,
-                "info",
-            )
-        )
+    headline = plan.quality.headline
+    for name, comparison in (
+        (f"baseline_loss_{headline}", quality.baseline),
+        (f"baseline_for_incumbent_loss_{headline}", quality.baseline_for_incumbent),
+    ):
+        if comparison is not None:
+            loss = comparison.losses.get(headline)
+            findings.inform(_loss(f"quality/{name}", loss, plan, "info"))
 
 
 def _discordance(quality: Quality, plan: Plan, findings: Findings) -> None:

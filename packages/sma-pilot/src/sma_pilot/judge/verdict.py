@@ -1,7 +1,5 @@
 """From measurements and a plan to a verdict with reasons (docs/verdict.md)."""
 
-from collections.abc import Mapping
-
 from sma_pilot.judge.fallbacks import fallbacks_of
 from sma_pilot.judge.findings import Findings
 from sma_pilot.judge.footprint_gate import (
@@ -11,24 +9,22 @@ from sma_pilot.judge.footprint_gate import (
     judge_memory,
 )
 from sma_pilot.judge.guard import inform_guard
-from sma_pilot.judge.latency import MEDIAN, ArmLatency, measure_latency
+from sma_pilot.judge.latency import MEDIAN, measure_latency
 from sma_pilot.judge.latency_gate import judge_latency
 from sma_pilot.judge.load import inform_energy, inform_harness, inform_load
 from sma_pilot.judge.measurements import (
-    BASELINE,
-    CANDIDATE,
     INCUMBENT_AGAIN,
     JUDGED,
-    OFFLINE,
     VALIDATION,
     AlignedSlice,
     Measurements,
 )
 from sma_pilot.judge.money import inform_cost
-from sma_pilot.judge.quality import Quality, measure_quality
-from sma_pilot.judge.quality_gate import judge_quality, proven, score_noise
+from sma_pilot.judge.quality import measure_quality
+from sma_pilot.judge.quality_gate import judge_quality, score_noise
 from sma_pilot.judge.result import Kpi, Result
 from sma_pilot.judge.safety import judge_safety
+from sma_pilot.judge.third_arm import remark_third_arm
 from sma_pilot.plan import Plan
 
 
@@ -70,7 +66,7 @@ def judge(measurements: Measurements, plan: Plan) -> Result:
     inform_guard(measurements, fallbacks, plan, findings)
     inform_score_difference(measurements, plan, findings)
     noise["score_rows_different"] = _same_scores_twice(judged, findings)
-    _remark_baseline(measurements, quality, latency, plan, findings)
+    remark_third_arm(measurements, judged, quality, latency, plan, findings)
     return Result(
         verdict=findings.verdict,
         reasons=(*findings.gates, *findings.remarks),
@@ -102,33 +98,3 @@ def _same_scores_twice(judged: AlignedSlice, findings: Findings) -> int | None:
             "scoring is not deterministic, so a small loss may be chance.",
         )
     return rows
-
-
-def _remark_baseline(
-    measurements: Measurements,
-    quality: Quality,
-    latency: Mapping[str, ArmLatency],
-    plan: Plan,
-    findings: Findings,
-) -> None:
-    """Say so when the simple baseline does as well and runs faster. It decides nothing."""
-    baseline = plan.arms.baseline
-    if baseline is None or quality.baseline is None or not proven(quality, plan):
-        return
-    loss = quality.baseline.losses.get(plan.quality.headline)
-    if loss is None or loss.high >= plan.quality.loss_limit:
-        return
-    gains = []
-    if BASELINE in latency and CANDIDATE in latency:
-        share = latency[BASELINE].mean_ms / latency[CANDIDATE].mean_ms
-        if share < 1:
-            gains.append(f"takes {share:.2g} of its time per event")
-    rates = [measurements.leg(arm, OFFLINE).rows_per_second for arm in (BASELINE, CANDIDATE)]
-    if rates[0] and rates[1] and rates[0] > rates[1]:
-        gains.append(f"scores {rates[0] / rates[1]:.2g} times as many rows a second")
-    if gains:
-        findings.remark(
-            f"quality/baseline_loss_{plan.quality.headline}",
-            f"The simple baseline ({baseline.words}) does as well as the candidate (its loss "
-            f"against it is at most {loss.high:.3f}) and {' and '.join(gains)}: consider it.",
-        )

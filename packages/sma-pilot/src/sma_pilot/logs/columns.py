@@ -70,7 +70,7 @@ def _resolve(log: LogSource, file: LogFile) -> Columns:
     roles = {"time": log.time, "entity": log.entity, answer: label, "text.column": text}
     for role, column in roles.items():
         if column is not None and column not in file.dtypes:
-            raise LogError(f"{file.name}: log.{role}: no column {column!r}; {_hint(column, names)}")
+            raise LogError(f"{file.name}: log.{role}: no column {column!r}; {hint(column, names)}")
     # The machine's name may be a channel too; the clock and the answer may not.
     taken = {column: f"log.{role}" for role, column in roles.items() if role != "entity" and column}
     parts = {"log.numeric": log.numeric, "log.categorical": log.categorical}
@@ -94,7 +94,7 @@ def _resolve(log: LogSource, file: LogFile) -> Columns:
                 what = "pattern" if any(c in pattern for c in "*?[") else "column"
                 raise LogError(
                     f"{file.name}: {part}: no column matches {what} {pattern!r}; "
-                    f"{_hint(pattern, names)}"
+                    f"{hint(pattern, names)}"
                 )
             claims |= {name: claims.get(name, part) for name in matches}
             free = [name for name in free if name not in claims]
@@ -133,7 +133,8 @@ def _check_types(
             )
 
 
-def _hint(wanted: str, names: Iterable[str]) -> str:
+def hint(wanted: str, names: Iterable[str]) -> str:
+    """Return which columns there are, and which of them may have been meant."""
     names = list(names)
     folded = {name.casefold(): name for name in names}
     close = difflib.get_close_matches(wanted.casefold(), folded, n=1)

@@ -121,6 +121,7 @@ def _require_watchable(plan: Plan) -> None:
         "task.kind: classes": plan.task.kind == "classification",
         "log.text: templates": plan.log.text is not None,
         "log.lines: lines of text": plan.log.lines is not None,
+        "arms: recorded scores": plan.is_recorded("incumbent") or plan.is_recorded("candidate"),
     }
     for what, asked in unwatched.items():
         if asked:

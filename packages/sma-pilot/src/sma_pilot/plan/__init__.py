@@ -4,8 +4,17 @@
 fingerprint: each later step writes it down, and a folder made under another plan is refused.
 """
 
-from sma_pilot.plan.arms import ArmPlan, Arms
+from sma_pilot.plan.arms import (
+    ArmPlan,
+    Arms,
+    CountPCAPlan,
+    KMeansPlan,
+    PCAPlan,
+    SklearnPlan,
+    SMAPlan,
+)
 from sma_pilot.plan.document import Plan, load_plan, parse_plan
+from sma_pilot.plan.foreign_arms import CheckpointPlan, PyfuncPlan, RecordedPlan
 from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import Border, LogSource, Slices
 from sma_pilot.plan.monitor import MonitorPlan
@@ -30,22 +39,30 @@ __all__ = [
     "Arms",
     "Border",
     "Capacity",
+    "CheckpointPlan",
+    "CountPCAPlan",
     "Duration",
     "Efficiency",
     "FallbackPrice",
     "GuardPlan",
+    "KMeansPlan",
     "LineFormat",
     "LogSource",
     "Mask",
     "Moment",
     "Money",
     "MonitorPlan",
+    "PCAPlan",
     "Plan",
     "Price",
+    "PyfuncPlan",
     "Quality",
+    "RecordedPlan",
     "ReplayPlan",
+    "SMAPlan",
     "Section",
     "ServerPlan",
+    "SklearnPlan",
     "Slices",
     "StageKind",
     "StagePlan",

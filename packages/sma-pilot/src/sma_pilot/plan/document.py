@@ -5,12 +5,12 @@ import json
 import tomllib
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from sma_pilot.errors import PlanError
-from sma_pilot.plan.arms import TASKS_OF_ARM, ArmPlan, Arms
+from sma_pilot.plan.arms import ArmPlan, Arms
 from sma_pilot.plan.guard import GuardPlan
 from sma_pilot.plan.log import LogSource, Slices
 from sma_pilot.plan.monitor import MonitorPlan
@@ -18,7 +18,9 @@ from sma_pilot.plan.replay import ReplayPlan
 from sma_pilot.plan.savings import Efficiency, Money
 from sma_pilot.plan.stages import StagePlan, check_stages
 from sma_pilot.plan.task import TASKS_OF_METRIC, Quality, Task
-from sma_pilot.plan.values import Section
+from sma_pilot.plan.values import ArmSection, Section
+
+Kind = TypeVar("Kind", bound=ArmSection)
 
 
 class Plan(Section):
@@ -46,12 +48,36 @@ class Plan(Section):
     def _arms_fit_task(self) -> Self:
         kind = self.task.kind
         for name, arm in self.named_arms().items():
-            tasks = TASKS_OF_ARM.get(arm.kind, (kind,))
-            if kind not in tasks:
+            if arm.tasks and kind not in arm.tasks:
                 raise ValueError(
                     f"arms.{name}: kind {arm.kind!r} cannot do task {kind!r}, only "
-                    f"{', '.join(tasks)}"
+                    f"{', '.join(arm.tasks)}"
                 )
+            if getattr(arm, "values", None) == "log" and self.log.scaling != "global":
+                raise ValueError(
+                    f"arms.{name}.values: 'log' needs log.scaling = 'global'; what an entity's own "
+                    "scaling made of a value cannot be told from the value"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _recorded_arms_need_no_replay(self) -> Self:
+        recorded = [name for name in self.named_arms() if self.is_recorded(name)]
+        if not recorded:
+            return self
+        where = f"arms.{recorded[0]}: kind 'recorded' is not run"
+        if self.replay.scenarios:
+            raise ValueError(
+                f"{where}, so it has no part in replay.scenarios; leave them out: "
+                f"{', '.join(self.replay.scenarios)}"
+            )
+        taking_turns = {"incumbent", "candidate"} & set(recorded)
+        if taking_turns and self.guard is not None:
+            raise ValueError(f"{where}, and a guard has to run the candidate and the incumbent")
+        if taking_turns and any(stage.kind == "shadow" for stage in self.stages):
+            raise ValueError(
+                f"{where}, and a shadow stage has to run the candidate and the incumbent"
+            )
         return self
 
     @model_validator(mode="after")
@@ -146,6 +172,16 @@ class Plan(Section):
         }
         return {role: arm for role, arm in roles.items() if arm is not None}
 
+    def arm(self, role: str, kind: type[Kind]) -> Kind:
+        """Return the arm in `role`, which is known to be of that kind."""
+        arm = self.named_arms()[role]
+        assert isinstance(arm, kind)  # noqa: S101  (whoever asks was chosen by kind)
+        return arm
+
+    def is_recorded(self, role: str) -> bool:
+        """Tell whether the arm in `role` is not run, as the log has what it said."""
+        return self.named_arms()[role].kind == "recorded"
+
     @property
     def step(self) -> timedelta:
         """The time that one judged row stands for: a period, or a window that is told once."""
@@ -230,13 +266,20 @@ def _given(**fields: Any) -> dict[str, Any]:
 
 
 def _describe(problem: Any) -> str:
+    path, message = list(problem["loc"]), problem["msg"].removeprefix("Value error, ")
+    kind = None
+    if path[:1] == ["arms"] and len(path) > 2:
+        kind = path.pop(2)  # which class of arm it was read as
     # Union branches and validators leave their own names in the location; a user knows fields only.
     inner = {"float", "datetime", "constrained-float", "constrained-int"}
     place = ".".join(
-        str(part)
-        for part in problem["loc"]
-        if part not in inner and not str(part).startswith("function-")
+        str(part) for part in path if part not in inner and not str(part).startswith("function-")
     )
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message.replace("Extra inputs are not permitted", "unknown field")
+    match problem["type"]:
+        case "extra_forbidden":
+            message = "unknown field" + (f" of kind {kind!r}" if kind else "")
+        case "union_tag_invalid" | "union_tag_not_found":
+            place = f"{place}.kind"
+            known = problem["ctx"].get("expected_tags", "")
+            message = f"none of {known}" if known else "Field required"
     return f"{place or 'plan'}: {message}"

@@ -29,7 +29,8 @@ class ServerPlan(Section):
     def _fields_fit_arrivals(self) -> Self:
         if (self.arrivals == "poisson") != (self.rate is not None):
             raise ValueError("`rate` is needed by arrivals 'poisson' and unknown to 'log'")
-        if self.arrivals == "poisson" and "speed" in self.model_fields_set:
+        # Not whether it was typed: of a frozen plan every field is.
+        if self.arrivals == "poisson" and self.speed != 1.0:
             raise ValueError("`speed` belongs to arrivals 'log'; arrivals 'poisson' have a `rate`")
         return self
 

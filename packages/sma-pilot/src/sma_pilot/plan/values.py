@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -51,3 +51,18 @@ class Section(BaseModel):
     """A table of the plan: frozen, and strict about names so that a typing slip is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ArmSection(Section):
+    """What every kind of arm has: a name that readers know, and tasks that it can do."""
+
+    words: ClassVar[str] = ""
+    tasks: ClassVar[tuple[str, ...]] = ()
+    """Kinds of task that it can do; empty: all."""
+    simple: bool = False
+    """Whether it counts as a simple method, which is worth a recommendation if it does as well."""
+
+    @property
+    def title(self) -> str:
+        """What a reader calls it."""
+        return self.words

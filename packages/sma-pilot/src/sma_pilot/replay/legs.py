@@ -10,7 +10,7 @@ from sma_pilot.replay.further import further_legs
 OFFLINE = "offline"
 SINGLE_STREAM = "single_stream"
 GUARDED = "guarded"
-_AGAIN = "incumbent_again"
+_AGAIN = "_again"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LegName:
     @property
     def role(self) -> str:
         """The arm of the plan that runs under this name."""
-        return "incumbent" if self.arm == _AGAIN else self.arm
+        return self.arm.removesuffix(_AGAIN)
 
     @property
     def file(self) -> str:
@@ -41,9 +41,12 @@ def legs_of(plan: Plan) -> list[LegName]:
 
     All offline legs come first, since the streams are compared with their scores. Arms take turns
     in a new random order in every pass, so that a machine that warms up or slows down favours none.
-    A shadow stage ends with the candidate beside the incumbent, at the log's pace.
+    A shadow stage ends with the candidate beside the incumbent, at the log's pace. The incumbent
+    runs twice; if it is but recorded, the candidate does.
     """
-    arms = [*plan.named_arms(), _AGAIN]
+    run = [role for role in plan.named_arms() if not plan.is_recorded(role)]
+    twice = next((role for role in ("incumbent", "candidate") if role in run), None)
+    arms = [*plan.named_arms(), *([] if twice is None else [twice + _AGAIN])]
     shuffled = random.Random(f"{plan.seed}/order")
     legs = [LegName(arm, OFFLINE) for arm in shuffled.sample(arms, len(arms))]
     for visit in range(plan.replay.passes):
@@ -72,7 +75,9 @@ def _over_passes(passes: list[dict[str, Any]]) -> dict[str, Any]:
     routed = [leg for leg in passes if leg["activation_rate"] is not None]
     differences = [leg["score_difference"] for leg in passes if leg["score_difference"] is not None]
     # Memory is that of the pass that took most over its own baseline.
-    most = max(passes, key=lambda leg: leg["peak_rss_bytes"] - leg["baseline_rss_bytes"])
+    most = max(
+        passes, key=lambda leg: (leg["peak_rss_bytes"] or 0) - (leg["baseline_rss_bytes"] or 0)
+    )
     return {
         **most,
         "rows": rows,

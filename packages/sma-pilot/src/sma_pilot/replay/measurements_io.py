@@ -56,6 +56,8 @@ def _load(folder: Path) -> Measurements:
             for slice_name in SLICES
         }
         latency = {arm: read_latency(folder, arm) for arm in arms}
+        # Of an arm that is but recorded there may be none: that is no measurement.
+        latency = {arm: own for arm, own in latency.items() if own.query.size}
     except (OSError, pl.exceptions.PolarsError) as error:
         raise RunError(f"{folder}: damaged ({error}); delete the folder and replay") from error
     known = {field.name for field in fields(Leg)}
@@ -132,7 +134,8 @@ def _join(looks: list[Measurements]) -> Measurements:
     arms = list(last.scores[JUDGED])
     judged = {arm: _concatenate([own.scores[JUDGED][arm] for own in looks]) for arm in arms}
     latency: dict[str, LatencySample] = {}
-    for arm in last.latency:
+    timed = [arm for arm in last.latency if all(arm in own.latency for own in looks)]
+    for arm in timed:
         passes = [own.latency[arm] for own in looks]
         begin = np.cumsum([0, *(own.pass_index.max(initial=-1) + 1 for own in passes[:-1])])
         moved = [

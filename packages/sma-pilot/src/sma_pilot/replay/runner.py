@@ -17,6 +17,7 @@ import torch
 from sma_core.dataset import PreparedDataset
 from sma_core.threads import compute_threads
 from sma_pilot.arms import Arm, Scorer, build_arms
+from sma_pilot.arms.recorded import RecordedScorer
 from sma_pilot.errors import RunError
 from sma_pilot.logs.slices import iso
 from sma_pilot.plan import Plan
@@ -47,11 +48,12 @@ from sma_pilot.replay.legs import (
 )
 from sma_pilot.replay.meters import PeakMemory
 from sma_pilot.replay.offline import run_offline, time_offline
+from sma_pilot.replay.recorded import copy_scores, copy_times
 from sma_pilot.replay.served import serving
 from sma_pilot.replay.sharding import Sharding, discard_shards, score_in_shards
 from sma_pilot.replay.shards import ShardJob
 from sma_pilot.replay.single_stream import harness_ns, run_single_stream
-from sma_pilot.replay.stream import choose_stream
+from sma_pilot.replay.stream import Stream, choose_stream
 from sma_pilot.replay.timeline import Lane, Timeline, Window
 from sma_pilot.run_folder import write_json
 
@@ -128,7 +130,8 @@ def replay(
         waiting = [leg for leg in legs if not (folder / "legs" / leg.file).exists()]
         streams = [leg for leg in legs if leg.visit is not None]
         for role in dict.fromkeys(leg.role for leg in waiting):
-            bench.rehearse(open_scorer(role))
+            if not plan.is_recorded(role):
+                bench.rehearse(open_scorer(role))
         with earlier_objects_settled():
             if sharding is not None:
                 job_of = partial(
@@ -141,7 +144,11 @@ def replay(
                     window=window,
                     begun=read_json(folder / "begun.json"),
                 )
-                offline = [leg for leg in waiting if leg.scenario == OFFLINE]
+                offline = [
+                    leg
+                    for leg in waiting
+                    if leg.scenario == OFFLINE and not plan.is_recorded(leg.role)
+                ]
                 _offline_in_shards(bench, offline, open_scorer, job_of, timeline, sharding)
                 waiting = [leg for leg in waiting if leg not in offline]
             for leg in waiting:
@@ -246,6 +253,8 @@ class _Bench:
     def measure(self, leg: LegName, open_scorer: Callable[[str], Scorer]) -> dict[str, Any]:
         """Run a leg and return its figures, ready for JSON."""
         settings = self._plan.replay
+        if self._plan.is_recorded(leg.role):
+            return self._copy(leg, open_scorer(leg.role))
         energy = EnergyMeter(device=settings.device, clock=self._clock)
         with PeakMemory(sampled=leg.scenario == OFFLINE, device=settings.device) as memory, energy:
             scorer = open_scorer(leg.role)
@@ -283,13 +292,12 @@ class _Bench:
                     on_progress=self.on_progress,
                 )
             else:
-                size = settings.warmup_events + settings.single_stream_events
                 figures = run_single_stream(
                     leg.arm,
                     leg.visit,
                     scorer,
                     self._timeline,
-                    choose_stream(self._timeline, size, f"{self._plan.seed}/{leg.visit}"),
+                    self._stream(leg.visit),
                     self._folder,
                     chunk_rows=settings.chunk_rows,
                     warmup=settings.warmup_events,
@@ -306,3 +314,40 @@ class _Bench:
             "energy_joules": energy.joules,
             "threads": settings.threads,
         }
+
+    def _copy(self, leg: LegName, scorer: Scorer) -> dict[str, Any]:
+        """Copy what was recorded; of what nobody metered there is None."""
+        assert isinstance(scorer, RecordedScorer)  # noqa: S101  (the arm is of that kind)
+        settings = self._plan.replay
+        if leg.visit is None:
+            figures = copy_scores(
+                leg.arm,
+                scorer,
+                self._timeline,
+                self._folder,
+                chunk_rows=settings.chunk_rows,
+                on_progress=self.on_progress,
+            )
+        else:
+            figures = copy_times(
+                leg.arm,
+                leg.visit,
+                scorer,
+                self._timeline,
+                self._stream(leg.visit),
+                self._folder,
+                warmup=settings.warmup_events,
+            )
+        unknown = ("peak_rss_bytes", "baseline_rss_bytes", "peak_cuda_bytes", "energy_joules")
+        return {
+            **figures,
+            **dict.fromkeys((*unknown, "threads")),
+            "state_bytes_per_entity": scorer.state_bytes_per_entity,
+            "weight_bytes": scorer.weight_bytes,
+        }
+
+    def _stream(self, visit: int) -> Stream:
+        """Return the events of a pass: the same for every arm."""
+        settings = self._plan.replay
+        size = settings.warmup_events + settings.single_stream_events
+        return choose_stream(self._timeline, size, f"{self._plan.seed}/{visit}")

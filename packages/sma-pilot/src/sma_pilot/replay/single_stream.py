@@ -81,32 +81,14 @@ def run_single_stream(
         scores, service, decided = send(scorer.step, calls, clock)
         sample_memory()
     shares = np.array([_active_share(decisions) for decisions in decided], dtype=np.float32)
-    entities = pl.Enum(timeline.entities)
-    entity = np.array([lane.stretch.entity for lane in stream.past], dtype=np.uint32)
-    frame = pl.DataFrame(
-        {
-            "entity": pl.Series(timeline.entities, dtype=entities).gather(entity[stream.lane]),
-            "time": stream.time,
-            "service_ns": np.array(service, dtype=np.int64),
-            "active_share": shares,
-            "score": np.array(scores, dtype=np.float32),
-        }
+    frame = keys_of(timeline, stream).with_columns(
+        service_ns=np.array(service, dtype=np.int64),
+        active_share=shares,
+        score=np.array(scores, dtype=np.float32),
     )
     difference = _score_difference(arm, frame, folder)
-    recorded = frame[warmup:]
-    with PartWriter(folder / "latency", f"{arm}-{visit:03d}") as parts:
-        parts.add(
-            recorded.select(
-                pl.lit(arm).alias("arm"),
-                pl.lit("single_stream").alias("scenario"),
-                pl.lit(visit, dtype=pl.Int32).alias("pass"),
-                pl.int_range(pl.len(), dtype=pl.Int64).alias("query"),
-                "entity",
-                "time",
-                "service_ns",
-                pl.col("active_share").fill_nan(None),
-            )
-        )
+    recorded = frame[warmup:].with_row_index("query")
+    write_times(recorded, arm, visit, folder)
     seconds = sum(service[warmup:]) / 1e9
     routed = shares[warmup:][~np.isnan(shares[warmup:])]
     return {
@@ -116,6 +98,39 @@ def run_single_stream(
         "activation_rate": float(routed.mean()) if routed.size else None,
         "score_difference": difference,
     }
+
+
+def keys_of(timeline: Timeline, stream: Stream) -> pl.DataFrame:
+    """Return entity and time of each event."""
+    entities = pl.Series(timeline.entities, dtype=pl.Enum(timeline.entities))
+    entity = np.array([lane.stretch.entity for lane in stream.past], dtype=np.uint32)
+    return pl.DataFrame({"entity": entities.gather(entity[stream.lane]), "time": stream.time})
+
+
+def write_times(events: pl.DataFrame, arm: str, visit: int, folder: Path) -> None:
+    """Leave the service times of a pass.
+
+    Parameters
+    ----------
+    events : polars.DataFrame
+        ``query``, its place in the pass; ``entity``, ``time``, ``service_ns`` and ``active_share``,
+        NaN of an arm that does not route.
+    arm, visit, folder
+        As in `run_single_stream`.
+    """
+    with PartWriter(folder / "latency", f"{arm}-{visit:03d}") as parts:
+        parts.add(
+            events.select(
+                pl.lit(arm).alias("arm"),
+                pl.lit("single_stream").alias("scenario"),
+                pl.lit(visit, dtype=pl.Int32).alias("pass"),
+                pl.col("query").cast(pl.Int64),
+                "entity",
+                "time",
+                "service_ns",
+                pl.col("active_share").fill_nan(None),
+            )
+        )
 
 
 def send(

@@ -200,14 +200,8 @@ class Timeline:
 
     def read(self, stretch: Stretch, begin: int, end: int) -> Rows:
         """Copy rows `begin` to `end` of a stretch to memory."""
-        border = stretch.border
-        parts = []
-        if begin < border:
-            start = stretch.validation[0]
-            parts.append(self._validation.read(start + begin, start + min(end, border)))
-        if end > border:
-            start = stretch.judged[0] - border
-            parts.append(self._judged.read(start + max(begin, border), start + end))
+        splits = {"validation": self._validation, "judged": self._judged}
+        parts = [splits[name].read(*own) for name, *own in self.places(stretch, begin, end)]
         if len(parts) == 1:
             return parts[0]
         before, after = parts
@@ -218,6 +212,19 @@ class Timeline:
             target=None,
             time=torch.cat([before.time, after.time]),
         )
+
+    @staticmethod
+    def places(stretch: Stretch, begin: int, end: int) -> list[tuple[str, int, int]]:
+        """Return where rows `begin` to `end` of a stretch lie: split, first row and end in it."""
+        border = stretch.border
+        found = []
+        if begin < border:
+            start = stretch.validation[0]
+            found.append(("validation", start + begin, start + min(end, border)))
+        if end > border:
+            start = stretch.judged[0] - border
+            found.append(("judged", start + max(begin, border), start + end))
+        return found
 
     def walk(self, scorer: Scorer, lanes: Sequence[Lane], chunk_rows: int) -> Iterator[Chunk]:
         """Yield the rows of `lanes` in chunks, a few lanes side by side, each in time order.

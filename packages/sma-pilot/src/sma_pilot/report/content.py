@@ -152,12 +152,21 @@ def _baseline(evidence: Evidence) -> str:
             "neural network would do here."
         )
     headline = evidence.plan.quality.headline
-    words = [f"The simplest method that could do the job is {arm.words}."]
+    words = [
+        f"The simplest method that could do the job is {arm.title}."
+        if arm.simple
+        else f"Beside the two stands a third arm, {arm.title}."
+    ]
     words += [
         f"Against the candidate it loses {format_value(kpi.value, kpi.unit)} of "
         f"{headline.replace('_', ' ')} ({format_interval(kpi)}; below zero it does better)."
         for kpi in evidence.result.kpis
         if kpi.name == f"quality/baseline_loss_{headline}" and kpi.value is not None
+    ]
+    words += [
+        reason.text
+        for reason in evidence.result.reasons
+        if reason.kpi == f"quality/baseline_for_incumbent_loss_{headline}"
     ]
     own = evidence.quality.get(BASELINE)
     if own is not None and EVENT_RECALL in own.values and own.false_alarms_per_day is not None:
@@ -237,7 +246,11 @@ def _models(evidence: Evidence) -> list[dict[str, str]]:
     for arm, plan in evidence.plan.named_arms().items():
         own = evidence.quality.get(arm)
         threshold = None if own is None else own.threshold
-        settings = printable(json.dumps(plan.model), 200) if plan.model else "defaults"
+        given = plan.model_dump(
+            mode="json", exclude={"kind", "training", "simple"}, exclude_defaults=True
+        )
+        given = given.get("model", given)
+        settings = printable(json.dumps(given), 200) if given else "defaults"
         rows.append(
             {
                 "label": arm_label(arm).capitalize(),

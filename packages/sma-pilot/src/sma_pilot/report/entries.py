@@ -111,9 +111,6 @@ def pilot_entries(evidence: Evidence, *, unchanged: bool = True) -> Entries:
 def plan_params(plan: Plan) -> dict[str, str]:
     """Return every setting that a plan makes, as params."""
     settings = plan.model_dump(mode="json", exclude={"version", "description"})
-    for arm in settings["arms"].values():
-        if arm is not None and arm["kind"] != "pca":
-            del arm["components"]
     if not settings["stages"]:
         del settings["stages"]
     return {metric_name(name): value for name, value in _leaves(settings)}
@@ -133,9 +130,8 @@ def arm_entries(evidence: Evidence, arm: str) -> Entries:
     """Return what the run of one arm says; `CheckpointError` when its model is damaged."""
     plan = evidence.plan.named_arms()[arm]
     fingerprint = ReplayCard.load(evidence.run.replay / "replay.json").models.get(arm, "")
-    params = {"kind": plan.kind}
-    if plan.kind == "pca":
-        params["components"] = str(plan.components)
+    tables = {"model", "training"}  # of a fit they are told from what was fitted, below
+    params = dict(_leaves(plan.model_dump(mode="json", exclude=tables)))
     curves: dict[str, list[tuple[int, float]]] = {}
     folder = evidence.run.models / arm
     if (folder / CARD_FILE).exists():  # else a baseline, without an architecture to tell of

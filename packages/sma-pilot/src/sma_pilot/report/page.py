@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sma_pilot.errors import RunError
-from sma_pilot.judge.measurements import CANDIDATE, INCUMBENT_AGAIN
+from sma_pilot.judge.measurements import CANDIDATE, FIRST_OF
 from sma_pilot.judge.metrics import EVENT_RECALL
 from sma_pilot.report import content
 from sma_pilot.report.evidence import Evidence
@@ -60,7 +60,7 @@ def write_page(path: Path, page: str) -> None:
 
 def draw(evidence: Evidence) -> dict[str, Drawing]:
     """Return the report's drawings by name, in the page's order; those without data left out."""
-    quality = {arm: own for arm, own in evidence.quality.items() if arm != INCUMBENT_AGAIN}
+    quality = {arm: own for arm, own in evidence.quality.items() if arm not in FIRST_OF}
     latency = evidence.measurements.latency
     gates = [kpi for kpi in evidence.result.kpis if kpi.is_gate]
     drawings = [

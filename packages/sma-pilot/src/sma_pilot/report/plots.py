@@ -25,6 +25,7 @@ _ARM_DASHES: dict[str, Any] = {
     "incumbent": "-",
     "incumbent_again": (0, (4, 2)),
     "candidate": "-",
+    "candidate_again": (0, (4, 2)),
     "baseline": (0, (1, 1.5)),
 }
 # Whole per cents for the body of a distribution and ever finer steps for its tail: some 150 points

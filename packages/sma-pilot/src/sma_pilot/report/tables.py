@@ -41,6 +41,7 @@ def _arm_figure(result: Result, gate: Kpi, arm: str) -> str:
     topic = gate.name.split("/", 1)[-1]
     topics = {
         "unscored_by_candidate": ["unscored_rows"],
+        "unscored_by_incumbent": ["unscored_rows"],
         "ratio": ["weight_bytes", "state_bytes_per_entity"],
     }.get(topic)
     if topics is None:

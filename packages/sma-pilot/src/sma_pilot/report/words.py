@@ -35,10 +35,12 @@ _ARM_LABELS = {
     "incumbent": "incumbent",
     "incumbent_again": "incumbent, again",
     "candidate": "candidate",
+    "candidate_again": "candidate, again",
     "baseline": "simple baseline",
 }
 _LABELS = {
     "quality/unscored_by_candidate": "Rows left unscored",
+    "quality/unscored_by_incumbent": "Rows without a recorded score",
     "quality/events": "Events judged",
     "quality/events_left_out": "Events nobody could have caught",
     "quality/right_to_wrong": "Events that only the incumbent caught",
@@ -171,8 +173,9 @@ def kpi_label(kpi: Kpi) -> str:
         return f"{percentile[2]}th percentile of {_TIMED[percentile[1] or '']}"
     topic = _TOPICS.get(topic, topic)
     for head, words in (
+        ("baseline_for_incumbent_loss_", "loss of the simple baseline against the incumbent: "),
         ("baseline_loss_", "loss of the simple baseline against the candidate: "),
-        ("latency_ratio_", "incumbent against itself, "),
+        ("latency_ratio_", "second run of an arm against its first, "),
         ("loss_", "loss of "),
         ("ratio", f"{kpi_group(kpi)} ratio"),
         ("rate/", ""),
