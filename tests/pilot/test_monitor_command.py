@@ -17,7 +17,7 @@ from tests.pilot.monitor_cases import (
     signed_run,
     write_log,
 )
-from tests.pilot.replay_cases import FakeClock
+from tests.pilot.replay_cases import FakeClock, quiet
 
 from sma_pilot import tracking
 from sma_pilot.errors import RunError
@@ -162,4 +162,4 @@ def test_what_is_not_watched_is_refused(tables: dict[str, Any], message: str) ->
         part = getattr(plan, table)
         plan = plan.model_copy(update={table: part.model_copy(update=fields)})
     with pytest.raises(RunError, match=re.escape(message)):
-        course.take_looks(plan, RunFolder(Path()), (), Path(), lambda *_: None)
+        course.take_looks(plan, RunFolder(Path()), (), Path(), quiet)

@@ -20,7 +20,8 @@ def test_the_trend_over_stages_and_looks_is_on_one_run(
 ) -> None:
     script(monkeypatch, {("offline", 1): "inconclusive"})
     run = staged_run(tmp_path, staged_plan())
-    uri = store_uri(shutil.copy2(empty_database, tmp_path / "mlflow.db"))
+    shutil.copy2(empty_database, tmp_path / "mlflow.db")
+    uri = store_uri(tmp_path / "mlflow.db")
     client = MlflowClient(tracking_uri=uri)
     go_on(run)
     first = pilot.track(run, uri)

@@ -58,7 +58,8 @@ class Store:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Store:
     folder = tmp_path_factory.mktemp("out")
-    uri = store_uri(shutil.copy2(empty_database, folder / "mlflow.db"))
+    shutil.copy2(empty_database, folder / "mlflow.db")
+    uri = store_uri(folder / "mlflow.db")
     pilots = {}
     for seed, kind in enumerate(KINDS):
         run = make_run(folder, kind=kind, days=8, seed=seed)

@@ -32,7 +32,8 @@ def out(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
     folder = tmp_path_factory.mktemp("out")
     run = make_run(folder, days=4)
     write_report(run.path)
-    uri = store_uri(shutil.copy2(empty_database, folder / "mlflow.db"))
+    shutil.copy2(empty_database, folder / "mlflow.db")
+    uri = store_uri(folder / "mlflow.db")
     (folder / "run-id").write_text(track(run.path, uri))
     return folder
 

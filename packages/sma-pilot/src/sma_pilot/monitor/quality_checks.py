@@ -86,10 +86,10 @@ def check_false_alarms(
     """Hold the candidate's false alarms against the declared rate."""
     name = "quality/candidate_false_alarms_per_day"
     declared = plan.quality.false_alarms_per_day
-    limit = limits.false_alarm_ratio * declared
+    limit = None if declared is None else limits.false_alarm_ratio * declared
     kpi = now.kpis.get(name)
     figures = figures_of(name, kpi, then, limit)
-    if kpi is None or kpi.value is None:
+    if kpi is None or kpi.value is None or declared is None or limit is None:
         return Finding(status="not_measured", text=_why_no_quality(now, "false alarms"), **figures)
     seen = f"The candidate raises {kpi.value:.3g} false alarms a day, {declared:g} were declared"
     if kpi.value <= limit:
