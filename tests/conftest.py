@@ -2,9 +2,11 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -14,12 +16,18 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread is enough for each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Shapes in signatures are checked in every test. The hook must stand before the first import of
+# Shapes in signatures are checked at test time. The hook must stand before the first import of
 # sma_core; a machine without beartype (a bare GPU box) still runs the tests, unchecked.
 if find_spec("beartype") is not None:
-    from jaxtyping import install_import_hook
+    jaxtyping.install_import_hook(["sma_core"], "beartype.beartype")
 
-    install_import_hook(["sma_core"], "beartype.beartype")
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_checked_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check shapes in the core's own tests: those of what is built on it would do so again."""
+    jaxtyping.config.update("jaxtyping_disable", "core" not in request.path.parts)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

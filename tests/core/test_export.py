@@ -255,7 +255,7 @@ def test_a_changed_file_is_no_step(step: Exported, tmp_path: Path) -> None:
         OnnxStepper(path)
 
 
-@pytest.mark.parametrize("graph", ["parallel", "step"])
+@pytest.mark.parametrize("graph", [pytest.param("parallel", marks=slow), "step"])
 def test_torch_package(graph: Any, tmp_path: Path) -> None:
     model = small_model(ROWWISE, dtype=torch.float32)
     path = tmp_path / "model.pt2"

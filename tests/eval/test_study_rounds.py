@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jaxtyping import config
 from tests.eval import serial
 from tests.eval.studies import MLFLOW_WARNING, finished, study_text, tiny_study, tiny_trials, trial
 from tests.slow import slow
@@ -45,18 +44,16 @@ def study_with(*tables: str, costs: str = "", arms: int = 1, **changes: str) -> 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run studies in this process, unchecked shapes and all."""
+    """Run studies in this process."""
     monkeypatch.setattr("sma_eval.sweep.sweep", serial.sweep)
     monkeypatch.setattr("sma_eval.sweep.connected", serial.connected)
     monkeypatch.setattr("sma_eval.tracking.Tracker", _NoTracker)
     monkeypatch.setattr("sma_eval.trial.measure_latency", lambda *arguments: 1e-6)
-    config.update("jaxtyping_disable", True)
 
     def run(study: Study, out: Path, *observers: Any) -> Outcome:
         return experiment.run(study, data=Path(), out=out, observers=observers)
 
-    yield run
-    config.update("jaxtyping_disable", False)
+    return run
 
 
 class _NoTracker:

@@ -258,12 +258,14 @@ def test_logistic_learns_the_precursor_with_the_log_s_own_odds(
     assert score.mean() == pytest.approx(target.mean(), abs=0.04)
 
 
-@pytest.mark.parametrize(("target", "lacking"), [(0, "within the horizon"), (1, "far from")])
+@pytest.mark.parametrize(("target", "lacking"), [(0, "before an event"), (1, "usual")])
 def test_logistic_needs_both_classes(tmp_path, target, lacking):
     minutes = (("train", 0, 5 if target == 0 else 0, 5), ("judged", 0, 60, 5))
     dataset = make_dataset(tmp_path / "dataset", minutes)
     arm = build_arms(plan_for("alarm"))["baseline"]
-    with pytest.raises(PlanError, match=f"arms.baseline: the train slice has no row {lacking}"):
+    with pytest.raises(
+        PlanError, match=f"arms.baseline: the train slice has no row of the class '{lacking}'"
+    ):
         arm.fit(dataset, tmp_path / "fit", quiet)
 
 

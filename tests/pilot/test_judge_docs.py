@@ -23,7 +23,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "result.md").read_text(encoding
 
 
 def emitted() -> set[str]:
-    """Names of all KPIs of a forecast and of an alarm, baseline, routing and device included."""
+    """Names of all KPIs of every task, baseline, routing, device and recorded scores included."""
     measurements = make_measurements(candidate_misses=8)
     scores = {
         name: {**arms, "baseline": arms["candidate"]} for name, arms in measurements.scores.items()
@@ -43,6 +43,8 @@ def emitted() -> set[str]:
     life = {"kind": "remaining_life", "horizon": "30m"}
     results.append(judge(measurements, make_plan(task=life)))
     results.append(judge(with_classes(measurements), make_class_plan()))
+    recorded = {"incumbent": {"kind": "recorded", "score": "score"}}
+    results.append(judge(measurements, make_plan(arms=recorded)))
     plan = make_plan(**sections, quality={"headline": "average_precision"})
     results.append(judge(rich, plan))
     return {kpi.name for result in results for kpi in result.kpis}

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 from tests.pilot.replay_cases import START, quiet
+from tests.slow import slow
 
 from sma_pilot import pilot
 from sma_pilot.plan import Plan
@@ -79,6 +80,7 @@ def test_counting_events_finds_most_anomalies(blocks):
     assert precision > 0.8  # half are anomalies: chance gives 0.5
 
 
+@slow
 def test_classes_of_sessions_are_told_from_their_counts(blocks):
     values = judged(
         blocks,

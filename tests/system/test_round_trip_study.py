@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.slow import slow
 
 from sma_core.checkpoint import load_checkpoint
 
@@ -134,6 +135,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@slow
 def test_a_study_on_prepared_logs_hands_its_best_model_to_a_pilot(place: Path) -> None:
     # Any plan of that log will do to prepare it; a candidate must stand in it.
     (place / "prepare.toml").write_text(PILOT + '\n[arms.candidate]\nkind = "sma"\n')

@@ -14,6 +14,8 @@ from sma_pilot.progress import OnProgress
 
 MOST_WORDS = 200
 """Distinct values that are kept of a column; one more means "many"."""
+# What is looked for in a folder: plain lines need a pattern of their own, which none can guess.
+_TABLES = tuple(ending for ending, form in FORMATS.items() if form != "lines")
 
 
 @dataclass
@@ -116,14 +118,14 @@ def _expand(path: Path, data_dir: Path) -> list[Path]:
             return logs
     raise LogError(
         f"{str(path)!r}: no such file, and no folder or pattern with files ending in "
-        f"{', '.join(FORMATS)}"
+        f"{', '.join(_TABLES)}"
     )
 
 
 def _is_log(file: Path, searched: Path) -> bool:
     inside = file.relative_to(searched) if file.is_relative_to(searched) else Path(file.name)
     hidden = any(part.startswith(".") for part in inside.parts)
-    return not hidden and file.name.lower().endswith(tuple(FORMATS)) and file.is_file()
+    return not hidden and file.name.lower().endswith(_TABLES) and file.is_file()
 
 
 def _is_opaque(dtype: pl.DataType) -> bool:
