@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 import sys
 import tempfile
 import traceback
@@ -94,7 +95,6 @@ def sweep(
             name=attempt,
             storage_path=str(root / "ray"),
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             callbacks=[_Relay(now.todo, root, observers, race)],
             verbose=0,
         ),
@@ -195,9 +195,14 @@ class _Relay(tune.Callback):
     def on_checkpoint(
         self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
     ) -> None:
-        # Ray deletes the checkpoint before this one only after this call, so that a driver killed
-        # here leaves a record that names one of the two.
-        self._change(trial, checkpoint=str(Path(checkpoint.path).relative_to(self._root)))
+        # The checkpoint before this one goes only after the record has changed, so that a driver
+        # killed here leaves one that names one of the two. Ray itself would delete it, too, and
+        # write the state of all trials before each such deletion: a thousand trials would crawl.
+        new = Path(checkpoint.path).relative_to(self._root)
+        old = self._records[_trial_id(trial)].checkpoint
+        self._change(trial, checkpoint=str(new))
+        if old is not None and Path(old) != new and Path(old).parent == new.parent:
+            shutil.rmtree(self._root / old, ignore_errors=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         stopped = {} if self._race is None else self._race.stopped
