@@ -21,7 +21,7 @@ from sma_pilot.report.page import draw, write_report
 from sma_pilot.report.stretches import choose_stretches
 from sma_pilot.report.svg import LIGHT, inline_svg, new_figure, printable, styled
 from sma_pilot.report.text import verdict_text
-from sma_pilot.report.words import format_value, kpi_label
+from sma_pilot.report.words import format_value, in_sentence, kpi_label
 from sma_pilot.run_folder import RunFolder
 
 KINDS = ("go", "no-go", "inconclusive")
@@ -361,3 +361,11 @@ def test_result_and_page_agree_after_a_second_writing(runs: dict[str, RunFolder]
     once = write_report(run.path).read_bytes()
     assert write_report(run.path).read_bytes() == once
     assert json.loads(run.result.read_text())["verdict"] == "no-go"
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("Event recall", "event recall"), ("VUS-PR", "VUS-PR"), ("", ""), ("A", "a")],
+)
+def test_labels_begin_in_lower_case_within_a_sentence(label: str, expected: str) -> None:
+    assert in_sentence(label) == expected

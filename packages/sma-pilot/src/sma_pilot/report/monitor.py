@@ -22,7 +22,7 @@ from sma_pilot.plan import Plan
 from sma_pilot.report.monitor_plot import trend_plots
 from sma_pilot.report.page import write_page
 from sma_pilot.report.svg import printable, style_sheet
-from sma_pilot.report.words import format_number, kpi_label
+from sma_pilot.report.words import format_number, in_sentence, kpi_label
 from sma_pilot.run_folder import RunFolder
 
 RECOMMENDATIONS = {
@@ -143,7 +143,7 @@ def finding_label(finding: Finding) -> str:
     label = kpi_label(
         Kpi(name=finding.name, arm="candidate" if own else None, value=None, unit=finding.unit)
     )
-    return f"Candidate's {label[:1].lower()}{label[1:]}" if own else label
+    return f"Candidate's {in_sentence(label)}" if own else label
 
 
 def moment(time_ns: int) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 from sma_pilot.judge.measurements import BASELINE, CANDIDATE, INCUMBENT
 from sma_pilot.judge.result import Result
 from sma_pilot.report.tables import arm_figures, gate_rows
-from sma_pilot.report.words import STATUSES, VERDICTS, arm_label
+from sma_pilot.report.words import STATUSES, VERDICTS, arm_label, in_sentence
 
 _WIDTH = 120
 
@@ -64,7 +64,7 @@ def _figures(result: Result, arms: list[str]) -> Table:
 
 
 def _figure_cells(group: str, row: dict[str, Any]) -> list[str]:
-    label = f"{group}: {row['label'][:1].lower()}{row['label'][1:]}"
+    label = f"{group}: {in_sentence(row['label'])}"
     return [_printable(label), *(cell["value"] for cell in row["cells"]), row["unit"]]
 
 

@@ -188,6 +188,11 @@ def kpi_label(kpi: Kpi) -> str:
     return words[:1].upper() + words[1:]
 
 
+def in_sentence(label: str) -> str:
+    """Begin a label in lower case, unless with an acronym such as VUS-PR."""
+    return label if len(label) > 1 and label[:2].isupper() else f"{label[:1].lower()}{label[1:]}"
+
+
 def unit_name(unit: str) -> str:
     """Return the unit that stands beside a bare number; empty where the number carries its own."""
     return "" if unit in ("", "ratio", "bytes", "s") else unit
