@@ -210,7 +210,12 @@ class OnnxStepperSession:
 
 
 @pytest.mark.parametrize(
-    "policy", [BudgetConfig(rate=0.4, block=2, window=4), RandomConfig(rate=0.4)], ids=str
+    "policy",
+    [
+        BudgetConfig(rate=0.4, block=2, window=4),
+        pytest.param(RandomConfig(rate=0.4), marks=slow),
+    ],
+    ids=str,
 )
 def test_policies_with_a_clock_step(policy: Any, tmp_path: Path) -> None:
     exported = export(tmp_path, replace(ROWWISE, policy=policy), "step")

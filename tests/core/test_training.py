@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tests.core.tasks import SHORT, marker_dataset, sine_dataset, small_sma, small_transformer
+from tests.slow import slow
 
 from sma_core.baselines import dense_twin
 from sma_core.checkpoint import load_checkpoint
@@ -97,7 +98,7 @@ def test_a_forecast_beats_persistence(
     assert ("activation_rate" in result.validation_metrics) == (config.architecture == "sma")
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("outputs", [1, pytest.param(2, marks=slow)])
 def test_step_classes_are_learned(sines: PreparedDataset, tmp_path: Path, outputs: int) -> None:
     """The class is the sign one step earlier, so half of the accuracy needs memory."""
     head = HeadConfig(kind="step_classification", outputs=outputs)
@@ -112,7 +113,7 @@ def test_sequence_classes_are_learned(markers: PreparedDataset, tmp_path: Path) 
     assert result.validation_metrics["accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("target", [0.2, 0.7])
+@pytest.mark.parametrize("target", [0.2, pytest.param(0.7, marks=slow)])
 def test_the_activation_rate_reaches_its_target(
     sines: PreparedDataset, tmp_path: Path, target: float
 ) -> None:

@@ -58,6 +58,7 @@ def judged(folder: Path, label: str, **sections: Any) -> dict[str, float | None]
     return {kpi.name: kpi.value for kpi in pilot.judge(plan, run).kpis}
 
 
+@slow
 def test_counting_events_finds_most_anomalies(blocks):
     values = judged(
         blocks,

@@ -144,19 +144,19 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         ui.serve_ui(tmp_path / "mlflow.db", port=5000)
 
 
-def test_a_taken_port_is_named(out: Path) -> None:
+def test_a_taken_port_is_named(empty_database: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(TrackingError, match=rf"port {port} of 127.0.0.1 is taken.*--port"):
-            ui.serve_ui(out / "mlflow.db", port=port)
+            ui.serve_ui(empty_database, port=port)
 
 
-def test_an_address_of_another_machine_is_refused(out: Path, port: int) -> None:
+def test_an_address_of_another_machine_is_refused(empty_database: Path, port: int) -> None:
     # 192.0.2.0/24 is set aside for examples: no machine has such an address.
     with pytest.raises(TrackingError, match=r"cannot listen .* of 192.0.2.1"):
-        ui.serve_ui(out / "mlflow.db", port=port, host="192.0.2.1")
+        ui.serve_ui(empty_database, port=port, host="192.0.2.1")
 
 
 @pytest.mark.parametrize(
