@@ -365,7 +365,13 @@ def test_result_and_page_agree_after_a_second_writing(runs: dict[str, RunFolder]
 
 @pytest.mark.parametrize(
     ("label", "expected"),
-    [("Event recall", "event recall"), ("VUS-PR", "VUS-PR"), ("", ""), ("A", "a")],
+    [
+        ("Event recall", "event recall"),
+        ("VUS-PR", "VUS-PR"),
+        ("", ""),
+        ("A", "a"),
+        ("A year", "a year"),
+    ],
 )
 def test_labels_begin_in_lower_case_within_a_sentence(label: str, expected: str) -> None:
     assert in_sentence(label) == expected

@@ -190,7 +190,7 @@ def kpi_label(kpi: Kpi) -> str:
 
 def in_sentence(label: str) -> str:
     """Begin a label in lower case, unless with an acronym such as VUS-PR."""
-    return label if len(label) > 1 and label[:2].isupper() else f"{label[:1].lower()}{label[1:]}"
+    return label if label[1:2].isupper() else f"{label[:1].lower()}{label[1:]}"
 
 
 def unit_name(unit: str) -> str:
