@@ -1,0 +1,48 @@
+"""What Ray's events do to records and checkpoints, without a Ray."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.eval.studies import trial
+
+from sma_eval.records import Report, TrialRecord
+from sma_eval.sweep.tuning import _Relay
+
+
+class Seen:
+    """An observer that notes, at each change, which of the named checkpoints are on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.named: list[tuple[str | None, bool]] = []
+        self.on_disk: list[int] = []
+
+    def update(self, record: TrialRecord, report: Report | None) -> None:
+        whole = record.checkpoint is not None and (self._root / record.checkpoint).is_dir()
+        self.named.append((record.checkpoint, whole))
+        self.on_disk.append(len(list(self._root.rglob("checkpoint_*"))))
+
+
+def test_an_old_checkpoint_goes_after_the_record_names_the_new_one(tmp_path: Path) -> None:
+    record = TrialRecord(trial=trial())
+    seen = Seen(tmp_path)
+    relay = _Relay([record], tmp_path, [seen])
+    ray_trial = SimpleNamespace(config={"run": {"trial": record.trial.to_dict()}})
+
+    def write(attempt: str, number: int) -> Any:
+        path = tmp_path / "ray" / attempt / record.trial.id / f"checkpoint_{number:06d}"
+        path.mkdir(parents=True)
+        (path / "state").write_bytes(b"0")
+        relay.on_checkpoint(0, [], ray_trial, SimpleNamespace(path=str(path)))
+        return path
+
+    first, second = write("attempt-000", 0), write("attempt-000", 1)
+    assert (first.exists(), second.exists()) == (False, True)
+    assert seen.on_disk == [1, 2], "the record changes before anything is deleted"
+    assert all(whole for _, whole in seen.named)
+    # What an earlier attempt left may be where another trial starts from.
+    third = write("attempt-001", 0)
+    assert (second.exists(), third.exists()) == (True, True)
+    write("attempt-001", 1)
+    assert (second.exists(), third.exists()) == (True, False)
