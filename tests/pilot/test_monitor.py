@@ -300,6 +300,20 @@ def test_a_look_that_was_written_anew_is_not_the_one_that_the_next_follows(
     assert fault.endswith("does not follow the look before it")
 
 
+def test_looks_follow_each_other_by_number_and_not_by_name(look: Any, run: RunFolder) -> None:
+    look(plant(JUDGED_UNTIL, 300))
+    first = read_looks(run).looks[0]
+    shutil.rmtree(run.monitor / first.folder_name)
+    before = first.model_copy(update={"number": 9999, "files": {}})
+    after = before.model_copy(update={"number": 10_000, "previous": before.sha256})
+    for own in (before, after):
+        (run.monitor / own.folder_name).mkdir()
+        (run.monitor / own.folder_name / "look.json").write_bytes(own.content)
+    chain = read_looks(run)
+    assert [own.number for own in chain.looks] == [9999, 10_000]
+    assert [fault.partition(": ")[2] for fault in chain.faults] == ["look 1 is missing"]
+
+
 def test_latency_is_measured_where_the_plan_asks(tmp_path: Path) -> None:
     plan = monitor_plan(monitor={"latency_events": 150})
     (taken,) = take(signed_run(tmp_path, plan), plant(JUDGED_UNTIL, 300)).taken

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, ConfigDict, ValidationError
 
 from sma_core.files import replacing
+from sma_pilot.chained import ChainedRecord
 from sma_pilot.errors import RunError
 from sma_pilot.judge.result import Verdict
 from sma_pilot.run_folder import RunFolder
@@ -23,7 +24,7 @@ Choice = Literal["go", "no-go"]
 _NAME = re.compile(r"(\d{4,})-([0-9a-f]{64})\.json")
 
 
-class Decision(BaseModel):
+class Decision(ChainedRecord):
     """One signed decision.
 
     Attributes
@@ -61,16 +62,6 @@ class Decision(BaseModel):
     plan_digest: str
     files: dict[str, str]
     previous: str | None
-
-    @property
-    def content(self) -> bytes:
-        """The record as it lies on disk."""
-        return self.model_dump_json(indent=2).encode() + b"\n"
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the record's file: what `sha256sum` prints."""
-        return hashlib.sha256(self.content).hexdigest()
 
     @property
     def file_name(self) -> str:

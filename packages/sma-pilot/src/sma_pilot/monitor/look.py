@@ -5,15 +5,15 @@ in it holds the hash of each file beside it and that of the card before; the fol
 the first digits of the card's own. So a change of any of them shows, as one of a decision does.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, ConfigDict, ValidationError
 
 from sma_core.files import sha256_of
+from sma_pilot.chained import ChainedRecord
 from sma_pilot.errors import RunError
 from sma_pilot.monitor.finding import Finding
 from sma_pilot.monitor.recommendation import Recommendation
@@ -23,7 +23,7 @@ CARD = "look.json"
 _NAME = re.compile(r"look-(\d{4,})-([0-9a-f]{12})")
 
 
-class MonitorLook(BaseModel):
+class MonitorLook(ChainedRecord):
     """Contents of ``look.json``.
 
     Attributes
@@ -89,16 +89,6 @@ class MonitorLook(BaseModel):
     environment: dict[str, Any]
     files: dict[str, str]
     previous: str | None
-
-    @property
-    def content(self) -> bytes:
-        """The card as it lies on disk."""
-        return self.model_dump_json(indent=2).encode() + b"\n"
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the card's file."""
-        return hashlib.sha256(self.content).hexdigest()
 
     @property
     def folder_name(self) -> str:
@@ -203,8 +193,15 @@ def _folders(run: RunFolder) -> Iterator[Path]:
     The page is written anew with each look, and no look vouches for it.
     """
     if run.monitor.is_dir():
-        yield from sorted(
+        found = [
             path
             for path in run.monitor.iterdir()
             if not path.name.startswith(".") and path != run.monitor_page
-        )
+        ]
+        # By number and not by name: look 10,000 comes after look 9,999.
+        yield from sorted(found, key=lambda path: (_number(path), path.name))
+
+
+def _number(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return 0 if match is None else int(match[1])
