@@ -29,6 +29,7 @@ from sma_eval import experiment
 from sma_eval.records import Report, TrialRecord, TrialResult
 from sma_eval.space import Trial
 from sma_eval.study import parse_study
+from sma_eval.sweep.newest import NewestFirst
 from sma_eval.trial import OnReport
 
 # Ray's workers step back for every other process, and would wait for more than for the driver.
@@ -100,7 +101,8 @@ def run_bare(trials: int, seconds: float, folder: Path) -> float:
     results = tune.Tuner(
         tune.with_resources(train, {"CPU": 1}),
         param_space={"trial": tune.grid_search(list(range(trials)))},
-        tune_config=tune.TuneConfig(reuse_actors=True),
+        # Ray's own order would have one worker in eight do all the work.
+        tune_config=tune.TuneConfig(reuse_actors=True, scheduler=NewestFirst()),
         run_config=tune.RunConfig(name="bare", storage_path=str(folder), verbose=0),
     ).fit()
     if results.num_errors:
