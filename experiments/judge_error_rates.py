@@ -4,7 +4,7 @@ Each log is drawn from a world of `tests.pilot.judge_worlds`: events whose losse
 through a hidden state with a memory, and through incidents. Its loss of event recall is bounded by
 the judge's own functions. From the root of the workspace:
 
-    uv run python -m experiments.judge_error_rates rates --logs 400
+    uv run python -m experiments.judge_error_rates rates --logs 400 --plot rates.png
     uv run python -m experiments.judge_error_rates power --logs 400
 
 ``rates`` prints how often a loss at the limit passes, which must be at most alpha, and what
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import binomtest
 from tests.pilot.judge_worlds import World, bound_world
@@ -109,6 +110,37 @@ def print_rates(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     return done
 
 
+def plot_rates(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw false go at the limit against alpha, and what becomes of other losses, by case."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.36 * len(rows) + 1.4), sharey=True)
+    places = range(len(rows))
+    labels = []
+    for place, row in zip(places, rows, strict=True):
+        at_limit = row[f"loss {LIMIT:g}"]
+        share = at_limit["pass"] / at_limit["logs"]
+        low, high = interval(at_limit["pass"], at_limit["logs"])
+        left.errorbar(share, place, xerr=[[share - low], [high - share]], fmt="o", color="tab:blue")
+        block = "" if row["block"] is None else f", blocks of {row['block']}"
+        together = "" if row["together"] == 1 else f", {row['together']} together"
+        labels.append(f"{row['events']} events, memory {row['memory']:g}{together}{block}")
+    left.axvline(ALPHA, color="tab:red", linestyle="--", label=f"alpha, {ALPHA:g}")
+    left.set(title=f"false go at a loss of {LIMIT:g}, the limit", xlabel="share of logs, 95 %")
+    left.set_yticks(list(places), labels)
+    left.set_xlim(left=0)
+    left.invert_yaxis()
+    left.legend(loc="lower right")
+    for loss, fate, marker in ((0.0, "pass", "o"), (0.2, "fail", "s")):
+        shares = [row[f"loss {loss:g}"][fate] / row[f"loss {loss:g}"]["logs"] for row in rows]
+        verdict = "go" if fate == "pass" else "no-go"
+        right.plot(shares, places, marker, label=f"{verdict} at a loss of {loss:g}")
+    right.set(title="what is told apart", xlabel="share of logs", xlim=(-0.02, 1.02))
+    right.legend(loc="lower left")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=90)
+
+
 # Events and share lost (as many are won) of candidates without a loss.
 PLANNED = ((60, 0.025), (200, 0.025), (200, 0.05), (600, 0.025))
 
@@ -141,9 +173,12 @@ def main() -> None:
     parser.add_argument("--logs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="picture of the rates, PNG or SVG")
     given = parser.parse_args()
     if given.table == "rates":
         done = print_rates(rates(given.logs, given.seed))
+        if given.plot is not None:
+            plot_rates(done, given.plot)
     else:
         done = print_power(given.logs, given.seed)
     if given.json is not None:

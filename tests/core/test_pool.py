@@ -1,11 +1,7 @@
 """Every member of the pool, in every combination, equals its equations; and a user's own joins."""
 
 import itertools
-import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +28,6 @@ from sma_core.dispatch import PackedDispatch
 from sma_core.reference import reference_forward
 from sma_core.submodules import build_submodule
 
-ROOT = Path(__file__).parents[2]
 LIMIT = TOLERANCES["float64"].relative
 # With windows shorter and longer than the sequences.
 MEMBERS: dict[str, SubModuleConfig] = {
@@ -235,12 +230,3 @@ def test_counts_of_operations() -> None:
 def test_what_is_out_of_range_is_named(kind, field: str, value, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         kind(**{field: value})
-
-
-def test_the_example_in_the_documentation_runs() -> None:
-    text = (ROOT / "docs" / "pool.md").read_text(encoding="utf-8")
-    program, printed = re.findall(r"```(?:python|text)\n(.*?)```", text, re.DOTALL)[:2]
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout == printed

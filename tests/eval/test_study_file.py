@@ -10,7 +10,9 @@ from tests.eval.studies import STUDY, study_text, tiny_study
 
 from sma_core.config import HeadConfig, InputConfig
 from sma_eval.errors import FieldError, StudyError
+from sma_eval.scheduler import Asha
 from sma_eval.section import MAX_TRIALS
+from sma_eval.smoke import smoke_test
 from sma_eval.space import expand
 from sma_eval.study import Study, load_study, parse_study
 
@@ -160,6 +162,41 @@ def test_the_shipped_studies_are_valid() -> None:
     assert studies
     for file in studies:
         assert load_study(file).name == file.stem
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "studies").glob("*.toml")))
+def test_a_smoke_test_has_every_arm_once_and_is_short(file: Path) -> None:
+    study = load_study(file)
+    small = smoke_test(study)
+    assert small.name == f"{study.name}-smoke"
+    assert small.digest != study.digest
+    assert small.seeds == study.seeds[:1]
+    assert small.trials <= 2 * study.trials / len(study.seeds) / max(1, study.choices // 2)
+    assert small.training["max_steps"] == 4
+    assert (small.scientific, small.model, small.resources) == (
+        study.scientific,
+        study.model,
+        study.resources,
+    )
+    # What is no budget stays.
+    for name in ("batch_size", "learning_rate"):
+        assert small.training.get(name) == study.training.get(name)
+
+
+def test_a_smoke_test_of_a_scheduler_still_compares_two_choices() -> None:
+    tables = """mode = "max"
+
+[nuisance]
+learning_rate = [1e-3, 3e-3, 1e-2]
+warmup_steps = [9, 5]
+[scheduler]
+kind = "asha"
+grace = 4
+"""
+    small = smoke_test(tiny_study(mode=tables, evaluate_every="evaluate_every = 4"))
+    assert small.nuisance == {"learning_rate": (1e-3, 3e-3), "warmup_steps": (9,)}
+    assert small.scheduler == Asha(kind="asha", grace=2)
+    assert "warmup_steps" not in small.training
 
 
 def test_the_documented_study_is_valid_and_as_large_as_the_document_says() -> None:

@@ -142,6 +142,26 @@ def done_store(done: Outcome) -> str:
     return f"sqlite:///{done.folder.path / 'mlflow.db'}"
 
 
+def test_the_shipped_smoke_study_runs_from_end_to_end(
+    tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Path(__file__).parents[2] / "experiments" / "studies" / "smoke.toml"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["sma-eval", "run", str(study), "--smoke-test", "--json", "--tracking-uri", store],
+    )
+    main()
+    told = json.loads(capsys.readouterr().out)
+    assert (told["study"], told["counts"]["finished"]) == ("smoke-smoke", 6)
+    assert [arm["seeds"] for arm in told["arms"]] == [1] * 6
+    outcome = Outcome.read(tmp_path / "runs" / "smoke-smoke")
+    assert {record.step for record in outcome.records} == {4}
+    assert statuses(outcome, store) == {"parent FINISHED": 1, "child FINISHED": 6}
+    assert (outcome.folder.path / "report.html").is_file()
+
+
 def test_a_trial_that_throws_is_recorded_and_the_others_go_on(done: Outcome) -> None:
     assert done.complete
     assert {name: n for name in ("finished", *FAILURES) if (n := done.count(name))} == COUNTS

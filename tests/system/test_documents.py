@@ -1,5 +1,6 @@
 """What the documents say is run: Python blocks as they stand, commands against the real parsers."""
 
+import json
 import os
 import re
 import shlex
@@ -14,7 +15,10 @@ DOCUMENTS = sorted(
     path
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md")]
 )
-PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# A Python block, and what it prints, if that is the next block.
+PYTHON_BLOCK = re.compile(
+    r"^```python\n(.*?)^```\n(?:(?:(?!^```).)*?^```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE
+)
 COMMAND = re.compile(r"(?:uv run )?(sma-(?:pilot|eval) [a-z-].*)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
@@ -39,17 +43,43 @@ def _commands() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=_id)
-def test_python_blocks_run(path: Path, tmp_path: Path) -> None:
-    for block in PYTHON_BLOCK.findall(path.read_text()):
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", block],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, f"{_id(path)}:\n{block}\n{done.stderr}"
+# One process for all of them: most of the time of one alone goes into importing torch.
+RUN_BLOCKS = """
+import contextlib, io, json, os, sys, tempfile, traceback
+
+failed = []
+for document, code, printed in json.load(sys.stdin):
+    print(document, file=sys.stderr, flush=True)
+    out = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(out):
+        os.chdir(folder)
+        try:
+            exec(compile(code, document, "exec"), {"__name__": "__main__"})
+        except BaseException:
+            failed.append(f"{document}:\\n{code}\\n{traceback.format_exc()}")
+        os.chdir("/")
+    if printed and out.getvalue() != printed:
+        failed.append(f"{document}: prints\\n{out.getvalue()}\\nand not\\n{printed}")
+print(json.dumps(failed))
+"""
+
+
+def test_python_blocks_run_and_print_what_stands_below_them() -> None:
+    texts = {_id(path): path.read_text() for path in DOCUMENTS}
+    blocks = [
+        (name, *block) for name, text in texts.items() for block in PYTHON_BLOCK.findall(text)
+    ]
+    assert sum(bool(printed) for *_, printed in blocks) >= 3
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", RUN_BLOCKS],
+        input=json.dumps(blocks),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    failed = json.loads(done.stdout.splitlines()[-1])
+    assert not failed, "\n\n".join(failed)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=_id)

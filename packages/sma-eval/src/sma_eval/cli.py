@@ -22,6 +22,7 @@ from sma_eval.failures import FAILURES
 from sma_eval.folder import STUDY_FILE, in_use
 from sma_eval.report import arms_frame, trials_frame
 from sma_eval.search_report import efforts
+from sma_eval.smoke import smoke_test
 from sma_eval.space import Trial
 from sma_eval.study import Study, load_study
 from sma_eval.tasks import Prepared
@@ -88,6 +89,13 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trials and their cost; nothing starts.")
     ] = False,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke-test",
+            help="Four steps a trial, every arm once: does the whole path work here?",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run every trial of a study, then print its table. Goes on where the same study stopped.
@@ -95,6 +103,8 @@ def run(
     Example: `sma-eval run experiments/studies/smoke.toml --out runs/smoke`
     """
     plan = load_study(study)
+    if smoke:
+        plan = smoke_test(plan)
     trials = experiment.list_trials(plan, data)
     if dry_run:
         _print_trials(plan, trials, as_json)
