@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from sma_core.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
+from sma_core.compiled import compiling
 from sma_core.config import ArchitectureConfig, config_to_dict
 from sma_core.dataset import PreparedDataset, WindowSampler
 from sma_core.errors import DatasetError, DivergenceError, TrainingError
@@ -144,14 +145,17 @@ def fit(
         state is saved.
     """
     folder = Path(folder)
-    check_fit(config, dataset, training, processes=parallel.size)
+    check_fit(config, dataset, training, processes=parallel.size, sharding=parallel.sharding)
     digest = _digest(config, dataset, training)
     (finished,) = parallel.from_main([float((folder / CARD_FILE).is_file())])
     if finished:
         return _finished(folder, digest)
     device = torch.device(parallel.device if device is None else device)
     # The caller's random numbers stay as they are.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        compiling(training.compile),
+    ):
         run = _Run(config, dataset, training, folder / _STATE_FOLDER, digest, device, parallel)
         run.train(on_progress, until)
         state = run.state
@@ -247,7 +251,12 @@ class _Run:
         self.validation_batches = sampler("validation")
         torch.manual_seed(training.seed)
         self.model = build_model(config).to(device)
-        spread = Spread(self.model, parallel, recompute=training.activation_checkpointing)
+        spread = Spread(
+            self.model,
+            parallel,
+            recompute=training.activation_checkpointing,
+            how=training.compile,
+        )
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, training.weight_decay), fused=True
         )
