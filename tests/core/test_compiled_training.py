@@ -51,7 +51,8 @@ class Recorder:
 
         def run(given: Any, *rest: Any) -> Any:
             self.calls += 1
-            self.shapes.add((given.numeric if isinstance(given, Inputs) else given).shape)
+            tensor = given.numeric if isinstance(given, Inputs) else given
+            self.shapes.add(tensor.shape)  # type: ignore[union-attr]
             return function(given, *rest)
 
         return run
@@ -77,7 +78,7 @@ def test_batches_of_any_shape_come_in_one(
     markers: PreparedDataset, tmp_path: Path, compiler: Recorder, how: Compile
 ) -> None:
     """Sequences of 5 to 40 rows, parts that do not divide a batch, layers computed twice."""
-    plain = replace(SHORT, batch_size=7)
+    plain = replace(SHORT, batch_size=7, max_steps=3, evaluate_every=3, evaluate_batches=1)
     parts = replace(plain, accumulation_steps=3, activation_checkpointing=True, compile=how)
     expected = fit(SLOTS, markers, plain, tmp_path / "plain")
     assert not compiler.functions
@@ -87,18 +88,18 @@ def test_batches_of_any_shape_come_in_one(
     longest = 40
     assert {shape[:2] for shape in compiler.shapes} == {(3, longest)}
     # Every part of every step, by layers twice; and no evaluation.
-    steps = SHORT.max_steps * 3
+    steps = plain.max_steps * 3
     assert compiler.calls == (2 * SLOTS.layers * steps if how == "layers" else steps)
 
 
-@pytest.mark.usefixtures("wide", "compiler")
+@pytest.mark.usefixtures("compiler")
 def test_a_stopped_run_goes_on(sines: PreparedDataset, tmp_path: Path) -> None:
     training = replace(BRIEF, compile="model")
     plain = fit(small_transformer(), sines, BRIEF, tmp_path / "plain")
     with pytest.raises(Stopped):
         fit(small_transformer(), sines, training, tmp_path / "compiled", until=3)
     compiled = fit(small_transformer(), sines, training, tmp_path / "compiled")
-    assert_alike(compiled, plain, "float64")
+    assert_alike(compiled, plain, "float32")
 
 
 @slow

@@ -22,10 +22,10 @@ from sma_core.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from sma_core.compiled import compiling
 from sma_core.config import ArchitectureConfig, config_to_dict
 from sma_core.dataset import PreparedDataset, WindowSampler
-from sma_core.errors import DatasetError, DivergenceError, TrainingError
+from sma_core.errors import DivergenceError, TrainingError
+from sma_core.evaluation import evaluate
 from sma_core.files import digest_of
-from sma_core.model import SequenceModel, build_model
-from sma_core.objectives import activation_rates, task_loss
+from sma_core.model import build_model
 from sma_core.parallel import (
     ALONE,
     Parallel,
@@ -38,7 +38,7 @@ from sma_core.parallel import (
 from sma_core.training_checks import check_fit
 from sma_core.training_config import TrainingConfig
 from sma_core.training_state import Progress, TrainingState, rename
-from sma_core.training_step import Stepper, learning_rate, parameter_groups, steps_of
+from sma_core.training_step import Stepper, learning_rate, parameter_groups
 
 __all__ = [
     "FitResult",
@@ -364,50 +364,6 @@ class _Run:
             return 0.0, metrics["loss"]
         miss = abs(metrics["activation_rate"] - target)
         return max(0.0, miss - RATE_TOLERANCE), metrics["loss"]
-
-
-@torch.no_grad()
-def evaluate(
-    model: SequenceModel,
-    sampler: WindowSampler,
-    training: TrainingConfig,
-    *,
-    device: torch.device | str = "cpu",
-    parallel: Parallel = ALONE,
-) -> dict[str, float]:
-    """Measure a model on the first batches of a sampler's first epoch.
-
-    Each of several processes measures its part of every batch; all return the same figures.
-
-    Returns
-    -------
-    dict
-        ``loss``; ``accuracy`` in classification; ``activation_rate`` when the model routes.
-    """
-    model.eval()
-    total = weight = correct = count = active = steps = 0.0
-    for index in range(min(training.evaluate_batches, sampler.batches_per_epoch)):
-        batch = sampler.batch(index, part=parallel.rank, parts=parallel.size).to(device)
-        outputs = model(batch.inputs)
-        task = task_loss(model.config.head, outputs.prediction, batch, training.positive_weight)
-        total += task.total.item()
-        weight += task.weight.item()
-        correct += task.correct.item()
-        count += task.count.item()
-        if outputs.decisions:
-            rate = activation_rates(outputs.decisions, batch.inputs.valid).mean().item()
-            active += rate * steps_of(batch)
-            steps += steps_of(batch)
-    sums = parallel.from_main(parallel.sum([total, weight, correct, count, active, steps]))
-    total, weight, correct, count, active, steps = sums
-    if weight == 0.0:
-        raise DatasetError(f"{sampler.split.path}: the batches to evaluate hold no target")
-    metrics = {"loss": total / weight}
-    if model.config.head.kind != "forecast":
-        metrics["accuracy"] = correct / count
-    if steps:
-        metrics["activation_rate"] = active / steps
-    return metrics
 
 
 def _finished(folder: Path, digest: str) -> FitResult:

@@ -18,7 +18,7 @@ def check_fit(
 ) -> None:
     """Raise ConfigError or DatasetError unless the model can be trained on this data set."""
     _check_parts(config, training, processes)
-    _check_compile(config, training, cut=processes > 1 and sharding == "fsdp")
+    check_compile(config, training, cut=processes > 1 and sharding == "fsdp")
     card = dataset.card
     if config.inputs.numeric != len(card.numeric):
         raise ConfigError(
@@ -58,8 +58,10 @@ def _check_parts(config: ArchitectureConfig, training: TrainingConfig, processes
             )
 
 
-def _check_compile(config: ArchitectureConfig, training: TrainingConfig, *, cut: bool) -> None:
-    """Raise ConfigError when a model does not make static graphs."""
+def check_compile(
+    config: ArchitectureConfig, training: TrainingConfig, *, cut: bool = False
+) -> None:
+    """Raise ConfigError when a model, or one that is `cut` into shares, makes no static graphs."""
     if training.compile == "none":
         return
     if isinstance(config, GRUConfig):
