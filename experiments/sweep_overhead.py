@@ -4,7 +4,8 @@
 
 The whole path is the project's: study folder, records, Ray Tune, checkpoints, MLflow. Only training
 is replaced, in the workers: a trial writes a small checkpoint, reports once and sleeps. Sleeping
-takes no processor, so there may be more slots than processors.
+takes no processor, so there may be more slots than processors. ``--bare`` then runs as many trials
+that do the same by Ray Tune alone, without records and MLflow: the peer.
 """
 
 import argparse
@@ -22,11 +23,13 @@ from sma_eval.sweep import tuning
 # isort: split
 import mlflow
 import ray
+from ray import tune
 
 from sma_eval import experiment
 from sma_eval.records import Report, TrialRecord, TrialResult
 from sma_eval.space import Trial
 from sma_eval.study import parse_study
+from sma_eval.sweep.newest import NewestFirst
 from sma_eval.trial import OnReport
 
 # Ray's workers step back for every other process, and would wait for more than for the driver.
@@ -85,6 +88,28 @@ def waiting(seconds: float) -> Any:
     return run_trial
 
 
+def run_bare(trials: int, seconds: float, folder: Path) -> float:
+    """Return the seconds that Ray Tune alone takes for as many such trials."""
+
+    def train(config: dict[str, int]) -> None:
+        with tempfile.TemporaryDirectory() as work:
+            (Path(work) / "state").write_bytes(b"0" * 4096)
+            tune.report({"train_loss": 1.0}, checkpoint=tune.Checkpoint.from_directory(work))
+        time.sleep(seconds)
+
+    began = time.monotonic()
+    results = tune.Tuner(
+        tune.with_resources(train, {"CPU": 1}),
+        param_space={"trial": tune.grid_search(list(range(trials)))},
+        # Ray's own order would have one worker in eight do all the work.
+        tune_config=tune.TuneConfig(reuse_actors=True, scheduler=NewestFirst()),
+        run_config=tune.RunConfig(name="bare", storage_path=str(folder), verbose=0),
+    ).fit()
+    if results.num_errors:
+        raise SystemExit(f"{results.num_errors} bare trials failed")
+    return time.monotonic() - began
+
+
 class Watch:
     """An observer that notes when trials report and end."""
 
@@ -112,6 +137,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--bare", action="store_true", help="also run Ray Tune alone, the peer")
     args = parser.parse_args()
     run_trial = waiting(args.seconds)
 
@@ -135,6 +161,7 @@ def main() -> None:
         began = time.monotonic()
         outcome = experiment.run(study, data=Path(), out=Path(folder) / "out", observers=[watch])
         ended = time.monotonic()
+        bare = run_bare(args.trials, args.seconds, Path(folder)) if args.bare else None
     ray.shutdown()
     if outcome.count("finished") != args.trials or watch.reports != args.trials:
         raise SystemExit(f"{outcome.count('finished')} finished, {watch.reports} reports")
@@ -152,6 +179,10 @@ def main() -> None:
         f"overhead {(running * args.slots / args.trials - args.seconds) * 1e3:.0f} ms of a slot a "
         f"trial; the driver takes on a trial every {late * 1e3:.0f} ms in the second half"
     )
+    if bare is not None:
+        print(
+            f"Ray Tune alone {bare:.1f} s: the laboratory takes {(ended - began) / bare:.2f} of it"
+        )
 
 
 if __name__ == "__main__":

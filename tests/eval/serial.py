@@ -13,7 +13,7 @@ from sma_eval.resources import Resources
 from sma_eval.rounds import Round
 from sma_eval.scheduler import Asha
 from sma_eval.study import Study
-from sma_eval.sweep.race import QUALITY, STEP, Race
+from sma_eval.sweep.race import QUALITY, STEP, TRIAL, Race
 from sma_eval.trial import run_trial
 
 
@@ -61,9 +61,7 @@ def _run(
 ) -> None:
     root = attempt.parents[1]
     trial = dataclasses.replace(record.trial, training=record.training)
-    ray_trial = SimpleNamespace(
-        trial_id=f"ray-{trial.id}", config={"run": {"trial": trial.to_dict()}}
-    )
+    ray_trial = SimpleNamespace(trial_id=f"ray-{trial.id}", config={TRIAL: trial.id})
     if race is not None:
         race.on_trial_add(None, ray_trial)
     work = attempt / f"work-{trial.id}"

@@ -80,7 +80,7 @@ def test_a_trial_whose_process_died_too_often_is_recorded(tmp_path: Path) -> Non
     running = TrialRecord(trial=trial, status="running", step=8)
     relay = _Relay([running], tmp_path, [Seen()], None)
     died: Any = SimpleNamespace(
-        config={"run": {"trial": trial.to_dict()}},
+        config={"trial": trial.id},
         num_failures=3,
         get_error=lambda: MEMORY_MONITOR + KILLED,
     )

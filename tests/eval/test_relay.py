@@ -7,6 +7,7 @@ from typing import Any
 from tests.eval.studies import trial
 
 from sma_eval.records import Report, TrialRecord
+from sma_eval.sweep.newest import NewestFirst
 from sma_eval.sweep.tuning import _Relay
 
 
@@ -28,7 +29,7 @@ def test_an_old_checkpoint_goes_after_the_record_names_the_new_one(tmp_path: Pat
     record = TrialRecord(trial=trial())
     seen = Seen(tmp_path)
     relay = _Relay([record], tmp_path, [seen])
-    ray_trial = SimpleNamespace(config={"run": {"trial": record.trial.to_dict()}})
+    ray_trial = SimpleNamespace(config={"trial": record.trial.id})
 
     def write(attempt: str, number: int) -> Any:
         path = tmp_path / "ray" / attempt / record.trial.id / f"checkpoint_{number:06d}"
@@ -46,3 +47,12 @@ def test_an_old_checkpoint_goes_after_the_record_names_the_new_one(tmp_path: Pat
     assert (second.exists(), third.exists()) == (True, True)
     write("attempt-001", 1)
     assert (second.exists(), third.exists()) == (True, False)
+
+
+def test_a_free_worker_goes_to_the_trial_that_was_added_last() -> None:
+    states = ["RUNNING", "PENDING", "PENDING", "TERMINATED"]
+    trials = [SimpleNamespace(status=status) for status in states]
+    controller = SimpleNamespace(get_trials=lambda: trials)
+    assert NewestFirst().choose_trial_to_run(controller) is trials[2]
+    trials[1].status = trials[2].status = "RUNNING"
+    assert NewestFirst().choose_trial_to_run(controller) is None

@@ -47,7 +47,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run studies in this process."""
     monkeypatch.setattr("sma_eval.sweep.sweep", serial.sweep)
     monkeypatch.setattr("sma_eval.sweep.connected", serial.connected)
-    monkeypatch.setattr("sma_eval.tracking.Tracker", _NoTracker)
+    monkeypatch.setattr("sma_eval.tracking.StudyRuns", lambda *arguments: None)
+    monkeypatch.setattr("sma_eval.tracker.Tracker", _NoTracker)
     monkeypatch.setattr("sma_eval.trial.measure_latency", lambda *arguments: 1e-6)
 
     def run(study: Study, out: Path, *observers: Any) -> Outcome:
@@ -235,7 +236,7 @@ def in_race(records: list[TrialRecord]) -> Callable[[TrialRecord, int, float], b
 
     def goes_on(record: TrialRecord, step: int, value: float) -> bool:
         if record.trial.id not in added:
-            config = {"run": {"trial": record.trial.to_dict()}}
+            config = {"trial": record.trial.id}
             added[record.trial.id] = SimpleTrial(f"ray-{record.trial.id}", config)
             race.on_trial_add(None, added[record.trial.id])
         told = {STEP: step, QUALITY: value}

@@ -1,6 +1,7 @@
 """The MLflow store: a parent, a child per trial, no duplicate, no run that seems to live on."""
 
 import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from tests.eval.studies import MLFLOW_WARNING, finished, tiny_study, tiny_trials
 from sma_eval.errors import TrackingError
 from sma_eval.folder import StudyFolder
 from sma_eval.records import Report, TrialRecord
-from sma_eval.tracking import STUDY_TAG, TRIAL_TAG, Tracker, default_uri
+from sma_eval.tracker import Tracker
+from sma_eval.tracking import STUDY_TAG, TRIAL_TAG, StudyRuns, default_uri
 
 pytestmark = pytest.mark.filterwarnings(MLFLOW_WARNING)
 
@@ -32,9 +34,14 @@ def folder(tmp_path: Path) -> StudyFolder:
     return StudyFolder.create(tmp_path, study, tiny_trials(), tmp_path / "datasets" / "d", "abc")
 
 
+def tracked(folder: StudyFolder, store: str) -> Tracker:
+    """Return a tracker that writes when it is told to, and not by the clock."""
+    return Tracker(StudyRuns(folder, store), every_seconds=3600.0)
+
+
 @pytest.fixture
 def tracker(folder: StudyFolder, store: str) -> Tracker:
-    return Tracker(folder, store, flush_seconds=0.0)
+    return tracked(folder, store)
 
 
 def runs_of(folder: StudyFolder, store: str) -> dict[str, Run]:
@@ -74,9 +81,11 @@ def test_a_study_is_a_parent_with_a_child_per_trial(
     records = records_of(folder)
     for record in records[:3]:
         tracker.update(replace(record, status="running", result=None, reason=None), report(4))
+    tracker.flush()
     assert {run.info.status for run in runs_of(folder, store).values()} == {"RUNNING"}
     for record in records[:2]:
         tracker.update(record, None)
+    tracker.flush()
     file = folder.path / "table.txt"
     file.write_text("table")
     tracker.close(records, status="KILLED", description="| arm |", files=[file])
@@ -128,6 +137,7 @@ def test_a_trial_tells_its_factors_and_its_figures_in_groups(
     one = folder.trials[1]
     tracker.update(TrialRecord(trial=one, status="running", step=4), report(4))
     tracker.update(finished(one, 0.75), None)
+    tracker.flush()
     run = runs_of(folder, store)[one.label]
     told = {"policy": "tempered_softmax", "target_rate": "0.5", "seed": "0"}
     assert told.items() <= run.data.params.items()
@@ -152,8 +162,9 @@ def test_trials_of_several_pools_are_told_apart_by_short_names(tmp_path: Path, s
     study, trials = tiny_study(pool=f"{pools}]"), tiny_trials(pool=f"{pools}]")
     (tmp_path / "several").mkdir()
     folder = StudyFolder.create(tmp_path / "several", study, trials, tmp_path / "d", "abc")
-    tracker = Tracker(folder, store, flush_seconds=0.0)
+    tracker = tracked(folder, store)
     tracker.update(finished(trials[3], 0.75), None)
+    tracker.flush()
     run = runs_of(folder, store)["tempered_softmax @ 0.5 | gated_attention(window=8) seed=0"]
     assert run.data.tags["sma.policy"] == "tempered_softmax @ 0.5"
     assert run.data.tags["sma.pool"] == "gated_attention(window=8)"
@@ -167,16 +178,17 @@ def test_a_study_that_goes_on_goes_on_in_the_same_runs(
     running = TrialRecord(trial=one, status="running", step=8)
     for step in (4, 8):
         tracker.update(running, report(step, loss=step))
+        tracker.flush()
     # The driver dies here. Another one goes on from the checkpoint of step 4.
-    again = Tracker(folder, store, flush_seconds=0.0)
-    assert again.parent_id == tracker.parent_id
+    again = tracked(folder, store)
     for step in (8, 12):
         again.update(replace(running, step=step), report(step, loss=step))
+        again.flush()
     again.update(finished(one, 0.5), None)
     records = [finished(one, 0.5), *(TrialRecord(trial=t) for t in folder.trials[1:])]
     again.close(records, status="FINISHED")
     # And once more, with nothing to do.
-    Tracker(folder, store).close(records, status="FINISHED")
+    tracked(folder, store).close(records, status="FINISHED")
 
     runs = runs_of(folder, store)
     assert set(runs) == {folder.study.name, one.label}
@@ -190,9 +202,12 @@ def test_a_failed_trial_that_is_tried_again_tells_of_its_last_try(
 ) -> None:
     one = folder.trials[0]
     tracker.update(TrialRecord(trial=one, status="failed", reason="boom"), None)
+    tracker.flush()
     tracker.update(TrialRecord(trial=one, status="failed", reason="bang"), None)
+    tracker.flush()
     assert runs_of(folder, store)[one.label].data.tags["mlflow.note.content"] == "bang"
     tracker.update(finished(one), report(12))
+    tracker.flush()
     run = runs_of(folder, store)[one.label]
     assert run.info.status == "FINISHED"
     assert run.data.tags["sma.status"] == "finished"
@@ -202,7 +217,7 @@ def test_a_failed_trial_that_is_tried_again_tells_of_its_last_try(
 def test_reports_that_were_not_written_yet_are_written_at_the_end(
     folder: StudyFolder, store: str
 ) -> None:
-    tracker = Tracker(folder, store, flush_seconds=3600.0)
+    tracker = tracked(folder, store)
     one, two, *_ = folder.trials
     tracker.update(TrialRecord(trial=one, status="running", step=4), report(4))
     running = TrialRecord(trial=two, status="running", step=4)
@@ -229,7 +244,9 @@ def test_a_store_that_fails_stops_no_trial_and_loses_no_figure(
     with monkeypatch.context() as broken, caplog.at_level(logging.WARNING):
         broken.setattr(MlflowClient, "log_batch", away)
         tracker.update(TrialRecord(trial=one, status="running", step=4), report(4))
+        assert not tracker.flush()
         tracker.update(finished(one), report(12))
+        assert not tracker.flush()
     assert "the store is away; trials go on" in caplog.text
     tracker.close([finished(one)], status="FINISHED")
     run = runs_of(folder, store)[one.label]
@@ -237,6 +254,32 @@ def test_a_store_that_fails_stops_no_trial_and_loses_no_figure(
     assert history(store, run, "live/train_loss") == [(4, 1.0), (12, 1.0)]
     assert "test/accuracy" in run.data.metrics
     assert run.data.params["policy"] == "always"
+
+
+def test_the_driver_never_waits_for_the_store(
+    folder: StudyFolder, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, one = StudyRuns(folder, store), folder.trials[0]
+    asked, answer = threading.Event(), threading.Event()
+    write = runs.write
+
+    def slow(*arguments: Any) -> None:
+        asked.set()
+        assert answer.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(runs, "write", slow)
+    tracker = Tracker(runs, every_seconds=0.0)
+    tracker.update(TrialRecord(trial=one, status="running", step=4), report(4))
+    assert asked.wait(60)
+    # The store is busy with the first report, and these are taken none the less.
+    tracker.update(TrialRecord(trial=one, status="running", step=8), report(8))
+    tracker.update(finished(one), None)
+    answer.set()
+    tracker.close([finished(one)], status="FINISHED")
+    run = runs_of(folder, store)[one.label]
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in history(store, run, "live/train_loss")] == [4, 8]
 
 
 def test_files_lie_beside_the_database_wherever_the_command_runs(
@@ -254,27 +297,27 @@ def test_two_folders_of_one_study_do_not_mix(
     second = StudyFolder.create(
         tmp_path / "second", folder.study, folder.trials, tmp_path / "d", "abc"
     )
-    assert Tracker(second, store).parent_id != tracker.parent_id
+    assert StudyRuns(second, store).parent_id != StudyRuns(folder, store).parent_id
 
 
 @pytest.mark.parametrize("uri", ["nonsense://x", "sqlite:////proc/none/mlflow.db"])
 def test_a_store_that_cannot_be_opened_is_named(folder: StudyFolder, uri: str) -> None:
     with pytest.raises(TrackingError, match="cannot be opened") as caught:
-        Tracker(folder, uri)
+        StudyRuns(folder, uri)
     assert uri in str(caught.value)
 
 
 def test_a_store_that_is_no_database_is_named(folder: StudyFolder, tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("my notes\n" * 500)
     with pytest.raises(TrackingError, match=r"notes\.db: cannot be opened"):
-        Tracker(folder, f"sqlite:///{tmp_path / 'notes.db'}")
+        StudyRuns(folder, f"sqlite:///{tmp_path / 'notes.db'}")
 
 
 def test_the_default_store_keeps_everything_in_the_study_folder(
     folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    tracker = Tracker(folder, default_uri(folder))
+    tracker = Tracker(StudyRuns(folder, default_uri(folder)))
     tracker.close([], status="FINISHED")
     run = runs_of(folder, default_uri(folder))[folder.study.name]
     assert run.info.artifact_uri is not None

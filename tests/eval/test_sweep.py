@@ -256,7 +256,7 @@ def test_a_node_that_dies_changes_no_figure(
 
     class Watched(tuning._Relay):
         def on_trial_result(self, *event: Any, **info: Any) -> None:
-            workers[info["trial"].config["run"]["trial"]["id"]] = info["result"]["pid"]
+            workers[info["trial"].config["trial"]] = info["result"]["pid"]
             super().on_trial_result(*event, **info)
 
     lost: list[TrialRecord] = []

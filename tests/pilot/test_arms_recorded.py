@@ -216,7 +216,7 @@ def test_the_smallest_provable_loss_is_told_of_a_recorded_incumbent(tmp_path):
     make_log(tmp_path)
     plan = make_plan(RECORDED)
     run = RunFolder.create(plan, tmp_path / "runs")
-    told = plan_pilot(plan, tmp_path, quiet, run=run)
+    (told,) = plan_pilot(plan, tmp_path, quiet, run=run)
     assert told.known.evidence is not None
     assert told.known.evidence.events > 0
 

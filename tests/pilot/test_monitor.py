@@ -335,7 +335,7 @@ def test_a_pilot_in_stages_is_watched_from_its_last_one(
     assert basis.decision == signed
     assert (basis.plan.stages[0].name, basis.plan.quality.alpha) == ("full", 0.05)
     # The last stage judges from four fifths of the log on, 450 minutes long.
-    since = stage_edges(plan, basis.dataset.card)[1]
+    since = stage_edges(plan, basis.dataset.card.provenance["borders_ns"])[1]
     assert basis.judged.since_ns >= since
     assert basis.judged.until_ns == BORDERS[-1] - MINUTE + 1
 

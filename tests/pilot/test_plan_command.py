@@ -19,6 +19,7 @@ from sma_pilot.judge.measurements import AlignedSlice, Measurements
 from sma_pilot.judge.provability import assess_provability, evidence_of_incumbent
 from sma_pilot.judge.provable import Assumption, Evidence, needed_for, smallest_provable_loss
 from sma_pilot.judge.statistics import share_upper_bound
+from sma_pilot.plan import load_plan
 from sma_pilot.planning import plan_pilot
 
 CLOSE = TOLERANCES["float64"].relative
@@ -95,9 +96,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def typed(log: Path, limit: float, *options: str) -> Any:
+def typed(log: Path, limit: float, *options: str, stages: str = "") -> Any:
     path = log / "pilot.toml"
-    path.write_text(PLAN.replace("LIMIT", f"{limit:g}"))
+    path.write_text(PLAN.replace("LIMIT", f"{limit:g}") + stages)
     return CliRunner().invoke(app, ["plan", str(path), "--data", str(log), *options])
 
 
@@ -134,16 +135,56 @@ def test_the_incumbent_is_replayed_on_request(log, tmp_path):
     assert not (run / "replay").exists()
 
 
+STAGES = """
+[[stages]]
+kind = "offline"
+until = 0.6
+[[stages]]
+kind = "canary"
+share = 0.8
+until = 0.9
+looks = 2
+loss_limit = 0.8
+[[stages]]
+kind = "full"
+minimum_events = 10
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--incumbent",)])
+def test_each_stage_has_to_prove_its_own_limit_on_its_own_rows(log, tmp_path, options):
+    result = typed(log, 0.9, "--json", "--out", str(tmp_path), *options, stages=STAGES)
+    assert result.exit_code == 2, "the last stage has too few events for any verdict"
+    offline, canary, full = json.loads(result.stdout)
+    assert [one["stage"] for one in (offline, canary, full)] == ["offline", "canary", "full"]
+    found = [one["known"]["evidence"]["events"] for one in (offline, canary, full)]
+    # Six, four and two times, of all three machines and of the two that the canary draws.
+    assert found == [18, 8, 6]
+    assert (canary["loss_limit"], full["loss_limit"]) == (0.8, 0.9)
+    assert offline["assumed"]["alpha"] == pytest.approx(ALPHA, rel=CLOSE)
+    assert canary["assumed"]["alpha"] < 0.99 * ALPHA, "two looks share the level"
+    assert offline["plan"] == full["plan"]
+    assert full["smallest_provable_loss"] is None
+    assert "stage full; raise it" in result.stderr
+
+
+def test_a_stage_that_no_entity_falls_to_is_refused(log):
+    path = log / "none.toml"
+    path.write_text(PLAN.replace("LIMIT", "0.9") + STAGES.replace("share = 0.8", "share = 0.01"))
+    with pytest.raises(PlanError, match=r"stages\.canary\.share: 0\.01 of 3 entities draws none"):
+        plan_pilot(load_plan(path), log, quiet)
+
+
 def test_no_event_and_too_few_are_never_within_reach(tmp_path):
     rows = plant(rows=600)
     rows.write_parquet(tmp_path / "a.parquet")
     quality = {"loss_limit": 0.9, "minimum_events": 1000}
-    few = plan_pilot(make_plan("a.parquet", **PLANT, quality=quality), tmp_path, quiet)
+    (few,) = plan_pilot(make_plan("a.parquet", **PLANT, quality=quality), tmp_path, quiet)
     assert (few.reachable, few.smallest_loss) == (False, None)
     assert few.needed is not None
     assert few.needed.events >= 1000
     rows.with_columns(fault=0 * rows["fault"]).write_parquet(tmp_path / "a.parquet")
-    none = plan_pilot(make_plan("a.parquet", **PLANT), tmp_path, quiet)
+    (none,) = plan_pilot(make_plan("a.parquet", **PLANT), tmp_path, quiet)
     assert (none.reachable, none.smallest_loss, none.needed) == (False, None, None)
     assert "no labelled event" in none.reason
 

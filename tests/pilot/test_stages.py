@@ -136,7 +136,7 @@ def test_looks_cut_the_judged_rows_and_lose_none(pending: RunFolder, monkeypatch
     looks = [own for stage in ("offline", "shadow", "full") for own in run.at(stage).looks()]
     assert [own.since_ns for own in looks[1:]] == [own.until_ns for own in looks[:-1]]
     dataset = PreparedDataset.open(run.dataset)
-    edges = stage_edges(standing(run).plan, dataset.card)
+    edges = stage_edges(standing(run).plan, dataset.card.provenance["borders_ns"])
     assert (looks[0].since_ns, looks[-1].until_ns) == (edges[0], edges[-1])
     parts = [
         pl.read_parquet(run.at(own.stage).look(own.number) / "scores" / "part-candidate-0*.parquet")
@@ -345,7 +345,7 @@ def test_what_is_wrong_with_stages_is_named(stages: list[dict[str, Any]], messag
 
 def test_a_border_outside_of_the_log_is_refused(made: RunFolder) -> None:
     card = PreparedDataset.open(made.dataset).card
-    assert len(stage_edges(staged_plan(), card)) == len(STAGES) + 1
+    assert len(stage_edges(staged_plan(), card.provenance["borders_ns"])) == len(STAGES) + 1
     late = staged_plan().model_dump(mode="json")
     late["slices"] = {
         "validation_from": "2023-11-14T23:00:00Z",
@@ -353,4 +353,4 @@ def test_a_border_outside_of_the_log_is_refused(made: RunFolder) -> None:
     }
     late["stages"] = [{"kind": "full", "until": "2030-01-01T00:00:00Z"}]
     with pytest.raises(ValueError, match="lies outside of the log"):
-        stage_edges(Plan.model_validate(late), card)
+        stage_edges(Plan.model_validate(late), card.provenance["borders_ns"])

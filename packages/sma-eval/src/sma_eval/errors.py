@@ -15,3 +15,8 @@ class FolderError(StudyError, RuntimeError):
 
 class TrackingError(StudyError, RuntimeError):
     """The tracking store cannot be opened."""
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says, in a line; its kind if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -296,14 +296,15 @@ def _carry_out(
 ) -> Outcome:
     # Ray and MLflow take seconds to import, which looking at a study should not cost.
     from sma_eval.sweep import connected, sweep
-    from sma_eval.tracking import Tracker, default_uri
+    from sma_eval.tracker import Tracker
+    from sma_eval.tracking import StudyRuns, default_uri
 
     study, path = folder.study, folder.path
     folder.require_dataset(PreparedDataset.open(folder.dataset_path, verify=True).card.digest)
     for record in folder.read_records():
         if (again := _restartable(record, path, retry_failed)) is not record:
             folder.write_record(again)
-    tracker = Tracker(folder, tracking_uri or default_uri(folder))
+    tracker = Tracker(StudyRuns(folder, tracking_uri or default_uri(folder)))
     everyone = [folder, tracker, *observers]
     try:
         now = next_round(study, folder.read_records())

@@ -22,7 +22,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from sma_eval.errors import StudyError
+from sma_eval.errors import StudyError, first_line
 from sma_eval.reach import require_answer
 
 _POLL_SECONDS = 1.0
@@ -189,12 +189,12 @@ class JobServer:
             yield
         except AuthenticationError as error:
             raise StudyError(
-                f"{where}: {_first_line(error)}: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
+                f"{where}: {first_line(error)}: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
                 "the token of the cluster"
             ) from error
         # Those of the connection are OSErrors; an answer that is no JSON is a ValueError.
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise StudyError(f"{where}: {failure}: {_first_line(error)}") from error
+            raise StudyError(f"{where}: {failure}: {first_line(error)}") from error
 
 
 @contextmanager
@@ -204,7 +204,3 @@ def _addresses_unset() -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

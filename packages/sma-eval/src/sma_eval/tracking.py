@@ -1,4 +1,4 @@
-"""MLflow: one run per trial under one parent run per study folder, live while trials train.
+"""MLflow: one run per trial under one parent run per study folder.
 
 The only file that imports mlflow. Runs are found by tags, never by name, and a metric is never
 logged for a step that the run already has: a study that goes on in another process goes on in the
@@ -9,13 +9,12 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# The driver of a study writes between two reports of its trials: a store that is away must cost
-# seconds, not the minutes of mlflow's default patience.
+# A study ends no later for a store that is away: seconds, not the minutes of mlflow's patience.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
@@ -23,17 +22,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 
 from sma_eval.effects import policy_level
-from sma_eval.errors import TrackingError
+from sma_eval.errors import TrackingError, first_line
 from sma_eval.folder import StudyFolder
 from sma_eval.naming import leaves, names_of, with_short_name
 from sma_eval.records import Report, TrialRecord
 from sma_eval.space import Trial
 
-log = logging.getLogger(__name__)
-
 _SQLITE = "sqlite:///"
 STUDY_TAG = "sma.study"
 TRIAL_TAG = "sma.trial"
+_STATUS_TAG = "sma.status"
 _NOTE = "mlflow.note.content"
 # Groups of metrics on a run's page: what was seen while training, then what came of it.
 _LIVE = "live"
@@ -42,7 +40,8 @@ _COSTS = (
     *("parameters", "best_step", "seconds"),
 )
 _ENDS = {"finished": "FINISHED", "stopped": "KILLED"}
-_MAX_METRICS = 1000  # of one log_batch
+# Of one log_batch, which takes a thousand things in all.
+_MAX_METRICS = 800
 _MAX_PARAMS = 100
 
 
@@ -51,11 +50,34 @@ def default_uri(folder: StudyFolder) -> str:
     return f"{_SQLITE}{folder.path / 'mlflow.db'}"
 
 
-class Tracker:
-    """Writes a study to an MLflow store; an observer of its trials.
+@dataclass
+class _TrialRun:
+    """What is known of a trial's run without asking the store."""
 
-    A store that fails while trials run is warned about and tried again later, and `close` brings
-    every ended trial up to date: figures live in the study folder, the store is a view of them.
+    run_id: str
+    began: int
+    """Milliseconds since 1970."""
+    described: bool = False
+    last_step: int | None = -1
+    """Of its reports; None: to be looked up."""
+    end: tuple[str, str] | None = None
+    """Status of MLflow's and note, once it has ended."""
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Return what a run that was found in the store tells."""
+        running = run.info.status == "RUNNING"
+        return cls(
+            run_id=run.info.run_id,
+            began=run.info.start_time,
+            described=_is_described(run),
+            last_step=None,
+            end=None if running else (run.info.status, run.data.tags.get(_NOTE, "")),
+        )
+
+
+class StudyRuns:
+    """The runs of a study in an MLflow store.
 
     Parameters
     ----------
@@ -63,10 +85,6 @@ class Tracker:
         The study folder.
     uri
         Of the tracking store.
-    flush_seconds
-        Metrics are collected this long and written in one batch.
-    pause_seconds
-        How long a store that failed is left alone.
 
     Raises
     ------
@@ -74,24 +92,11 @@ class Tracker:
         When the store cannot be opened.
     """
 
-    def __init__(
-        self,
-        folder: StudyFolder,
-        uri: str,
-        *,
-        flush_seconds: float = 2.0,
-        pause_seconds: float = 60.0,
-    ) -> None:
+    def __init__(self, folder: StudyFolder, uri: str) -> None:
         for noisy in ("alembic", "mlflow"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._folder = folder
-        self._uri = uri
-        self._flush_seconds = flush_seconds
-        self._pause_seconds = pause_seconds
-        self._flush_at = 0.0
-        self._reports: dict[str, list[Report]] = {}
-        self._records: dict[str, TrialRecord] = {}
-        self._live: set[str] = set()
+        self.uri = uri
         self._names = names_of(folder.trials)
         try:
             self._client = MlflowClient(tracking_uri=uri)
@@ -99,12 +104,11 @@ class Tracker:
             runs = {run.data.tags.get(TRIAL_TAG, ""): run for run in self._study_runs()}
             self._parent = runs.pop("", None) or self._create_parent()
             self._describe_parent()
-            self._runs: dict[str, Run] = runs
-            self._last_step = {trial: self._logged_step(run) for trial, run in runs.items()}
+            self._runs = {trial: _TrialRun.of(run) for trial, run in runs.items()}
             self._client.update_run(self.parent_id, status="RUNNING")
         except Exception as error:  # each kind of store has errors of its own
             raise TrackingError(
-                f"tracking store {uri}: cannot be opened: {_first_line(error)}; "
+                f"tracking store {uri}: cannot be opened: {first_line(error)}; "
                 "start its server or give another --tracking-uri"
             ) from error
 
@@ -113,41 +117,72 @@ class Tracker:
         """Run id of the study."""
         return self._parent.info.run_id
 
-    def update(self, record: TrialRecord, report: Report | None) -> None:
-        """Collect a report, and write what was collected when it is time or the trial ended."""
-        self._records[record.trial.id] = record
-        if report is not None:
-            self._reports.setdefault(record.trial.id, []).append(report)
-        if _never_ran(record):
-            return
-        if record.ended:
-            with self._tolerated():
-                self._flush_trial(record.trial)
-                self._end(record)
-        elif time.monotonic() >= self._flush_at:
-            self.flush()
+    def __contains__(self, trial: Trial) -> bool:
+        return trial.id in self._runs
 
-    def flush(self) -> None:
-        """Write every collected report."""
-        self._flush_at = time.monotonic() + self._flush_seconds
-        with self._tolerated():
-            for trial_id in list(self._reports):
-                self._flush_trial(self._records[trial_id].trial)
+    def write(self, record: TrialRecord, reports: Sequence[Report]) -> None:
+        """Bring a trial's run up to date, in as few transactions as can be.
 
-    def close(
-        self,
-        records: Sequence[TrialRecord],
-        *,
-        status: str,
-        description: str = "",
-        files: Sequence[Path] = (),
-    ) -> None:
-        """Bring every ended trial up to date, then describe and end the study's run.
+        Whatever interrupts it, the same call again completes it.
 
         Parameters
         ----------
-        records
-            Of every trial of the study.
+        record
+            The trial as it stands now.
+        reports
+            That came since the last call. A trial that went on from a checkpoint repeats the steps
+            after it, number by number; those that the run has are left out.
+        """
+        run = self._run(record.trial)
+        if run.last_step is None:
+            run.last_step = self._logged_step(run)
+        fresh = [report for report in reports if report.step > run.last_step]
+        end = (_ENDS.get(record.status, "FAILED"), record.reason or "") if record.ended else None
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(f"{_LIVE}/{name}", value, now, report.step)
+            for report in fresh
+            for name, value in report.metrics.items()
+        ]
+        tags = []
+        if end is not None and end != run.end:
+            # The run's own start as timestamp: written twice, such a point is the same point.
+            metrics += [
+                Metric(name, value, run.began, record.step) for name, value in _figures(record)
+            ]
+            # An empty note, too: a trial that was tried again may have failed before.
+            tags = [RunTag(_STATUS_TAG, record.status), RunTag(_NOTE, end[1])]
+            if record.checkpoint is not None:
+                tags.append(RunTag("sma.checkpoint", record.checkpoint))
+        elif end is None and fresh and run.end is not None:
+            # It had ended: its study went on and tried it again.
+            tags = [RunTag(_STATUS_TAG, "running")]
+            self._client.update_run(run.run_id, status="RUNNING")
+            run.end = None
+        params = [] if run.described else _params(_description(record.trial))
+        self._log(run, metrics, params, tags)
+        if fresh:
+            run.last_step = fresh[-1].step
+        if not run.described:  # last: it says that all parameters are there
+            self._log_dataset(run.run_id)
+            run.described = True
+        if end is not None and end != run.end:
+            self._client.set_terminated(run.run_id, status=end[0])
+            run.end = end
+
+    def interrupt(self, record: TrialRecord, reports: Sequence[Report]) -> None:
+        """End the run of a trial whose study stopped; more reports make it live again."""
+        self.write(record, reports)
+        run = self._run(record.trial)
+        self._client.set_tag(run.run_id, _STATUS_TAG, "interrupted")
+        self._client.set_terminated(run.run_id, status="KILLED")
+        run.end = ("KILLED", "")
+
+    def end(self, *, status: str, description: str = "", files: Sequence[Path] = ()) -> None:
+        """Describe and end the study's own run.
+
+        Parameters
+        ----------
         status
             ``FINISHED`` or ``KILLED``.
         description
@@ -155,42 +190,19 @@ class Tracker:
         files
             Attached to the run.
         """
-        self._flush_at = 0.0
-        with self._tolerated():
-            for record in records:
-                if _never_ran(record):
-                    continue
-                if record.ended:
-                    self._flush_trial(record.trial)
-                    self._end(record)
-                elif record.trial.id in {*self._runs, *self._reports}:
-                    self._interrupt(record.trial)
-            if description:
-                self._client.set_tag(self.parent_id, _NOTE, description)
-            for file in files:
-                self._client.log_artifact(self.parent_id, str(file))
-            self._client.set_terminated(self.parent_id, status=status)
-
-    @contextmanager
-    def _tolerated(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # the store is a view; none of its errors may stop a study
-            self._flush_at = time.monotonic() + self._pause_seconds
-            log.warning(
-                "tracking store %s: %s; trials go on, and their figures are in %s",
-                self._uri,
-                _first_line(error),
-                self._folder.path,
-            )
+        if description:
+            self._client.set_tag(self.parent_id, _NOTE, description)
+        for file in files:
+            self._client.log_artifact(self.parent_id, str(file))
+        self._client.set_terminated(self.parent_id, status=status)
 
     def _experiment(self) -> str:
         name = f"sma-eval/{self._folder.study.name}"
         if (found := self._client.get_experiment_by_name(name)) is not None:
             return found.experiment_id
         # Beside the database, or artifacts would land in whatever folder the command ran in.
-        file = Path(self._uri.removeprefix(_SQLITE)).resolve()
-        local = self._uri.startswith(_SQLITE)
+        file = Path(self.uri.removeprefix(_SQLITE)).resolve()
+        local = self.uri.startswith(_SQLITE)
         location = (file.parent / "artifacts").as_uri() if local else None
         return self._client.create_experiment(name, artifact_location=location)
 
@@ -222,9 +234,12 @@ class Tracker:
             return
         self._client.log_artifact(self.parent_id, str(self._folder.path / "study.json"))
         task = self._folder.study.task.model_dump(mode="json")
-        self._describe(self._parent, {"task": task})
+        parent = _TrialRun.of(self._parent)
+        self._log(parent, [], _params({"task": task}), [])
+        self._log_dataset(parent.run_id)
 
-    def _run(self, trial: Trial) -> Run:
+    def _run(self, trial: Trial) -> _TrialRun:
+        """Return a trial's run, made if there is none."""
         if trial.id not in self._runs:
             # A column of the UI is too narrow for whole labels, which often begin alike.
             short = with_short_name(trial, self._names)
@@ -235,100 +250,58 @@ class Tracker:
                 "sma.arm": short.arm,
                 "sma.policy": policy_level(short),
                 "sma.pool": short.pool,
+                _STATUS_TAG: "running",
             }
             run = self._client.create_run(self.experiment_id, tags=tags, run_name=short.label)
-            self._runs[trial.id] = run
-            self._last_step[trial.id] = -1
-        if not _is_described(self._runs[trial.id]):
-            model = {k: v for k, v in trial.model.items() if k not in ("policy", "pool")}
-            # First what tells one trial from another at sight, then every field for filters.
-            factors = {
-                "arm": trial.arm,
-                "policy": trial.policy,
-                "pool": trial.pool,
-                "target_rate": trial.target_rate,
-                "nuisance": trial.nuisance_label,
-                "seed": trial.seed,
-            }
-            told = {name: value for name, value in factors.items() if value not in (None, "")}
-            chosen = {
-                "policy": trial.model["policy"],
-                "pool": dict(enumerate(trial.model["pool"])),
-                "model": model,
-                "training": trial.training,
-            }
-            self._describe(self._runs[trial.id], {**told, **dict(leaves(chosen))})
-            self._runs[trial.id] = self._client.get_run(self._runs[trial.id].info.run_id)
+            self._runs[trial.id] = _TrialRun(run.info.run_id, run.info.start_time)
         return self._runs[trial.id]
 
-    def _describe(self, run: Run, content: Mapping[str, Any]) -> None:
-        """Log a run's parameters, and its data set last: it says that all are there."""
-        params = [Param(name, str(value)) for name, value in leaves(content)]
-        for i in range(0, len(params), _MAX_PARAMS):
-            self._client.log_batch(run.info.run_id, params=params[i : i + _MAX_PARAMS])
+    def _log(
+        self, run: _TrialRun, metrics: list[Metric], params: list[Param], tags: list[RunTag]
+    ) -> None:
+        while metrics or params or tags:
+            self._client.log_batch(
+                run.run_id, metrics=metrics[:_MAX_METRICS], params=params[:_MAX_PARAMS], tags=tags
+            )
+            metrics, params, tags = metrics[_MAX_METRICS:], params[_MAX_PARAMS:], []
+
+    def _log_dataset(self, run_id: str) -> None:
         dataset = Dataset(
             name=self._folder.dataset_path.name,
             digest=self._folder.dataset_digest[:12],
             source_type="local",
             source=str(self._folder.dataset_path),
         )
-        self._client.log_inputs(run.info.run_id, datasets=[DatasetInput(dataset)])
+        self._client.log_inputs(run_id, datasets=[DatasetInput(dataset)])
 
-    def _logged_step(self, run: Run) -> int:
-        history = self._client.get_metric_history(run.info.run_id, f"{_LIVE}/train_loss")
+    def _logged_step(self, run: _TrialRun) -> int:
+        history = self._client.get_metric_history(run.run_id, f"{_LIVE}/train_loss")
         return max((metric.step for metric in history), default=-1)
 
-    def _flush_trial(self, trial: Trial) -> None:
-        reports = self._reports.get(trial.id, [])
-        run = self._run(trial)
-        # A trial that went on from a checkpoint repeats the steps after it, number by number.
-        fresh = [report for report in reports if report.step > self._last_step[trial.id]]
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(f"{_LIVE}/{name}", value, now, report.step)
-            for report in fresh
-            for name, value in report.metrics.items()
-        ]
-        for i in range(0, len(metrics), _MAX_METRICS):
-            self._client.log_batch(run.info.run_id, metrics=metrics[i : i + _MAX_METRICS])
-        if fresh and trial.id not in self._live:
-            # It may have ended before: its study went on and tried it again.
-            self._client.update_run(run.info.run_id, status="RUNNING")
-            self._client.set_tag(run.info.run_id, "sma.status", "running")
-            self._live.add(trial.id)
-        if fresh:
-            self._last_step[trial.id] = fresh[-1].step
-        self._reports.pop(trial.id, None)
 
-    def _end(self, record: TrialRecord) -> None:
-        run = self._client.get_run(self._run(record.trial).info.run_id)
-        status = _ENDS.get(record.status, "FAILED")
-        note = record.reason or ""
-        if run.info.status == status and run.data.tags.get(_NOTE, "") == note:
-            return
-        # An empty note, too: a trial that was tried again may have failed before.
-        tags = [RunTag("sma.status", record.status), RunTag(_NOTE, note)]
-        if record.checkpoint is not None:
-            tags.append(RunTag("sma.checkpoint", record.checkpoint))
-        # The run's own start as timestamp: written twice, such a point is the same point.
-        metrics = [
-            Metric(name, value, run.info.start_time, record.step)
-            for name, value in _figures(record)
-        ]
-        self._client.log_batch(run.info.run_id, metrics=metrics, tags=tags)
-        self._client.set_terminated(run.info.run_id, status=status)
-
-    def _interrupt(self, trial: Trial) -> None:
-        """End the run of a trial whose study stopped; more reports make it live again."""
-        self._flush_trial(trial)
-        run_id = self._runs[trial.id].info.run_id
-        self._client.set_tag(run_id, "sma.status", "interrupted")
-        self._client.set_terminated(run_id, status="KILLED")
+def _description(trial: Trial) -> dict[str, Any]:
+    """Return a trial's parameters: first what tells one from another at sight, then every field."""
+    model = {k: v for k, v in trial.model.items() if k not in ("policy", "pool")}
+    factors = {
+        "arm": trial.arm,
+        "policy": trial.policy,
+        "pool": trial.pool,
+        "target_rate": trial.target_rate,
+        "nuisance": trial.nuisance_label,
+        "seed": trial.seed,
+    }
+    told = {name: value for name, value in factors.items() if value not in (None, "")}
+    chosen = {
+        "policy": trial.model["policy"],
+        "pool": dict(enumerate(trial.model["pool"])),
+        "model": model,
+        "training": trial.training,
+    }
+    return {**told, **dict(leaves(chosen))}
 
 
-def _never_ran(record: TrialRecord) -> bool:
-    """Whether a trial was stopped before it began: it has no run."""
-    return record.status == "stopped" and not record.step
+def _params(content: Mapping[str, Any]) -> list[Param]:
+    return [Param(name, str(value)) for name, value in leaves(content)]
 
 
 def _is_described(run: Run) -> bool:
@@ -348,7 +321,3 @@ def _figures(record: TrialRecord) -> Iterator[tuple[str, float]]:
     for name in _COSTS:
         if (value := getattr(result, name)) is not None:
             yield f"cost/{name}", float(value)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

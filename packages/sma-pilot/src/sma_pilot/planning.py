@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sma_core.dataset import PreparedDataset
 from sma_pilot.arms import build_arms
 from sma_pilot.arms.recorded import RecordedScorer
 from sma_pilot.errors import PlanError
@@ -28,8 +29,10 @@ from sma_pilot.replay.clock import wall_clock
 from sma_pilot.replay.measurements_io import read_scores
 from sma_pilot.replay.offline import run_offline
 from sma_pilot.replay.recorded import copy_scores
-from sma_pilot.replay.timeline import Timeline
+from sma_pilot.replay.timeline import Timeline, Window
 from sma_pilot.run_folder import RunFolder
+from sma_pilot.stages.look import levels
+from sma_pilot.stages.windows import stage_window
 
 
 def plan_pilot(
@@ -40,8 +43,11 @@ def plan_pilot(
     run: RunFolder | None = None,
     discordance: float = LIKELY_DISCORDANCE,
     power: float = POWER,
-) -> Provability:
+) -> tuple[Provability, ...]:
     """Work out the smallest loss of event recall that the log can prove, and hold the limit to it.
+
+    Each stage of a plan in stages has to prove its own limit on its own slice, so each gets an
+    answer, at the level of its last look; a plan without stages gets one.
 
     Parameters
     ----------
@@ -59,7 +65,7 @@ def plan_pilot(
     Raises
     ------
     PlanError
-        The headline is no event recall, or an option is out of range.
+        The headline is no event recall, an option is out of range, or a stage does not fit the log.
     LogError
         The log does not fit the plan.
     """
@@ -72,20 +78,42 @@ def plan_pilot(
     for name, value in (("discordance", discordance), ("power", power)):
         if not 0 < value < 1:
             raise PlanError(f"--{name}: need a share between 0 and 1, got {value:g}")
-    assumed = Assumption(discordance=discordance, alpha=plan.quality.alpha, power=power)
     if run is None:
         keys = judged_keys(plan, data, on_progress)
         # Of an arm that is not there it is only supposed that it scores every row.
-        supposed = dict.fromkeys((INCUMBENT, CANDIDATE), np.zeros(keys.rows, np.float32))
-        known = evidence_of_events(replace(keys, scores=supposed), plan)
+        supposed = dict.fromkeys((INCUMBENT, CANDIDATE), np.zeros(keys.rows.rows, np.float32))
+        validation, judged = None, replace(keys.rows, scores=supposed)
+        borders, entities = keys.borders, keys.entities
     else:
-        known = evidence_of_incumbent(*_replay_incumbent(plan, data, run, on_progress), plan)
-    return assess_provability(known, assumed, plan)
+        dataset, validation, judged = _replay_incumbent(plan, data, run, on_progress)
+        borders = dataset.card.provenance["borders_ns"]
+        entities = dataset.card.entities or ("all",)
+    answers = []
+    for stage in plan.stages or (None,):
+        read, rows = plan, judged
+        if stage is not None:
+            read = plan.reading(stage, levels(stage, plan)[-1])
+            rows = _within(judged, stage_window(plan, stage, borders, entities))
+        known = (
+            evidence_of_events(rows, read)
+            if validation is None
+            else evidence_of_incumbent(validation, rows, read)
+        )
+        assumed = Assumption(discordance=discordance, alpha=read.quality.alpha, power=power)
+        answers.append(assess_provability(known, assumed, read))
+    return tuple(answers)
+
+
+def _within(rows: AlignedSlice, window: Window) -> AlignedSlice:
+    inside = (rows.time >= window.since_ns) & (rows.time < window.until_ns)
+    if window.entities is not None:
+        inside &= np.isin(rows.entity, list(window.entities))
+    return rows.take(np.flatnonzero(inside))
 
 
 def _replay_incumbent(
     plan: Plan, data: Path, run: RunFolder, on_progress: OnProgress
-) -> tuple[AlignedSlice, AlignedSlice]:
+) -> tuple[PreparedDataset, AlignedSlice, AlignedSlice]:
     """Fit the incumbent alone, score validation and judged rows once, and return both slices."""
     dataset = prepare(plan, data, run.dataset, on_progress)
     arm = build_arms(plan, data)[INCUMBENT]
@@ -116,4 +144,4 @@ def _replay_incumbent(
         silent = replace(own, score=np.full(own.rows, -np.inf, np.float32))
         scores[name] = {INCUMBENT: own, CANDIDATE: silent}
     both = Measurements(entities=timeline.entities, scores=scores)
-    return AlignedSlice.align(both, "validation"), AlignedSlice.align(both, "judged")
+    return dataset, AlignedSlice.align(both, "validation"), AlignedSlice.align(both, "judged")

@@ -7,7 +7,7 @@ and is started again from its checkpoint; it starts the others, and they end wit
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def placement(resources: Resources) -> tune.PlacementGroupFactory:
 
 
 @contextmanager
-def company(run: dict[str, Any], folder: Path) -> Iterator[None]:
+def company(run: Mapping[str, Any], folder: Path) -> Iterator[None]:
     """Have the other processes of a trial train along while the block trains.
 
     Parameters
@@ -92,7 +92,7 @@ def company(run: dict[str, Any], folder: Path) -> Iterator[None]:
 class _Companion:
     """A process of a trial beside its first."""
 
-    def train(self, environment: dict[str, str], run: dict[str, Any], folder: str) -> None:
+    def train(self, environment: dict[str, str], run: Mapping[str, Any], folder: str) -> None:
         os.environ.update(environment)
         resources = Resources(**run["resources"])
         train_along(

@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from sma_eval.records import TrialRecord
 from sma_eval.scheduler import Asha
 from sma_eval.study import Objective
 
+from .newest import NewestFirst
+
 STEP, QUALITY = "step", "quality"
 """Where a trial's report names the optimiser step, and the objective on validation if measured."""
+TRIAL = "trial"
+"""Where the configuration of one of Ray's trials names ours."""
 
 
-class Race(FIFOScheduler):
+class Race(NewestFirst):
     """A Ray scheduler that keeps the arms of a study apart.
 
     Parameters
@@ -56,7 +60,7 @@ class Race(FIFOScheduler):
         return decision
 
     def _record(self, trial: Any) -> TrialRecord:
-        return self._records[trial.config["run"]["trial"]["id"]]
+        return self._records[trial.config[TRIAL]]
 
     def _of(self, record: TrialRecord) -> ASHAScheduler:
         """Return the scheduler of a trial's arm."""

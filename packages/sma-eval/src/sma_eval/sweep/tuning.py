@@ -24,7 +24,8 @@ from sma_eval.study import Study
 from sma_eval.trial import run_trial
 
 from .gang import company, placement
-from .race import QUALITY, STEP, Race
+from .newest import NewestFirst
+from .race import QUALITY, STEP, TRIAL, Race
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,8 @@ def sweep(
     """
     resources = study.resources
     together = resources.processes > 1
-    space = [
-        {
+    runs = {
+        record.trial.id: {
             "trial": dataclasses.replace(record.trial, training=record.training).to_dict(),
             "start": str(root / record.checkpoint) if record.checkpoint else None,
             "dataset": str(dataset),
@@ -77,17 +78,18 @@ def sweep(
             "provenance": {**provenance, "trial": record.trial.id, "label": record.trial.label},
         }
         for record in now.todo
-    ]
+    }
     race = None
     if now.race and isinstance(study.scheduler, Asha):
         race = Race(study.scheduler, study.objective, records)
     tuner = tune.Tuner(
-        tune.with_resources(_train, placement(resources)),
-        param_space={"run": tune.grid_search(space)},
+        tune.with_resources(tune.with_parameters(_train, runs=runs), placement(resources)),
+        # Names alone: Ray copies the whole grid for each trial that it makes of it.
+        param_space={TRIAL: tune.grid_search(list(runs))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=resources.max_concurrent,
             trial_dirname_creator=_trial_id,
-            scheduler=race,
+            scheduler=race or NewestFirst(),
             # A process group that a trial left in disorder dies with its process.
             reuse_actors=not together,
         ),
@@ -105,12 +107,12 @@ def sweep(
 
 
 def _trial_id(trial: Any) -> str:
-    return trial.config["run"]["trial"]["id"]
+    return trial.config[TRIAL]
 
 
-def _train(config: dict[str, Any]) -> None:
+def _train(config: dict[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> None:
     """Run one trial in a worker."""
-    run = config["run"]
+    run = runs[config[TRIAL]]
     resources = Resources(**run["resources"])
 
     def report(report: Report, folder: Path | None) -> None:

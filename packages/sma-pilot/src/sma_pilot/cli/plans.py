@@ -114,7 +114,8 @@ def plan_(
 ) -> None:
     """Tell the smallest loss that a log can prove, and refuse a loss limit below it.
 
-    Exits with 2 when the limit is out of reach, after the data that it would take is printed.
+    A plan in stages gets an answer for each, as each has to prove its limit on its own rows. Exits
+    with 2 when a limit is out of reach, after the data that it would take is printed.
     Nothing is written, but for a run folder with --incumbent, which the pilot then goes on from.
 
     Example: `sma-pilot plan experiments/pilots/smd.toml --data logs/`
@@ -126,8 +127,16 @@ def plan_(
     frozen = load_plan(plan)
     with progress_shown() as progress:
         run = RunFolder.create(frozen, out) if incumbent else None
-        answer = plan_pilot(frozen, data, progress, run=run, discordance=discordance, power=power)
-    typer.echo(json.dumps(answer.to_dict(), indent=2) if as_json else answer.to_text())
-    if not answer.reachable:
-        say(f"error: {plan}: quality.loss_limit cannot be proven; raise it, or judge more time")
+        answers = plan_pilot(frozen, data, progress, run=run, discordance=discordance, power=power)
+    told = [answer.to_dict() for answer in answers]
+    if as_json:
+        typer.echo(json.dumps(told if frozen.stages else told[0], indent=2))
+    else:
+        typer.echo("\n\n".join(answer.to_text() for answer in answers))
+    if out_of_reach := [answer for answer in answers if not answer.reachable]:
+        where = ", ".join(f"stage {answer.stage}" for answer in out_of_reach if answer.stage)
+        say(
+            f"error: {plan}: quality.loss_limit cannot be proven{where and f' in {where}'}; "
+            "raise it, or judge more time"
+        )
         raise typer.Exit(2)

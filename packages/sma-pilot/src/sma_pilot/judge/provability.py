@@ -58,6 +58,8 @@ class Provability:
         Smallest losses for other shares of differing events.
     reason : str
         The answer in a sentence or two.
+    stage : str or None
+        Of a plan in stages the one that this is about.
     """
 
     reachable: bool
@@ -70,6 +72,7 @@ class Provability:
     reason: str
     plan_name: str
     plan_digest: str
+    stage: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer, JSON-ready."""
@@ -77,6 +80,7 @@ class Provability:
             "format": FORMAT,
             "version": VERSION,
             "plan": {"name": self.plan_name, "digest": self.plan_digest},
+            **({} if self.stage is None else {"stage": self.stage}),
             "reachable": self.reachable,
             "loss_limit": self.limit,
             "smallest_provable_loss": self.smallest_loss,
@@ -93,7 +97,8 @@ class Provability:
     def to_text(self) -> str:
         """Lay the answer out for a terminal."""
         known, assumed, evidence = self.known, self.assumed, self.known.evidence
-        lines = [f"plan {self.plan_name} {self.plan_digest[:8]}: {self.reason}", ""]
+        stage = "" if self.stage is None else f", stage {self.stage}"
+        lines = [f"plan {self.plan_name} {self.plan_digest[:8]}{stage}: {self.reason}", ""]
         if evidence is not None:
             source = (
                 "events that start together; no arm replayed"
@@ -164,7 +169,10 @@ def evidence_of_incumbent(validation: AlignedSlice, judged: AlignedSlice, plan: 
 
 
 def assess_provability(known: Known, assumed: Assumption, plan: Plan) -> Provability:
-    """Hold the plan's limit against the smallest loss that the log can prove."""
+    """Hold the plan's limit against the smallest loss that the log can prove.
+
+    A plan in stages is asked one stage at a time: `plan` is then `Plan.reading` of one.
+    """
     limit, minimum = plan.quality.loss_limit, plan.quality.minimum_events
     evidence = known.evidence
     smallest = needed = None
@@ -210,6 +218,7 @@ def assess_provability(known: Known, assumed: Assumption, plan: Plan) -> Provabi
         reason=reason,
         plan_name=plan.name,
         plan_digest=plan.digest,
+        stage=plan.stages[0].name if plan.stages else None,
     )
 
 

@@ -1,5 +1,6 @@
 """Which rows a slice has, without their values: what is known before any arm has scored them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,32 @@ from sma_pilot.plan import Plan
 from sma_pilot.progress import OnProgress
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgedKeys:
+    """The judged rows of a log, without a score.
+
+    Attributes
+    ----------
+    rows : AlignedSlice
+        Entity, time and label of each; no arm.
+    entities : tuple of str
+        Names, in the order of their codes.
+    borders : tuple of int
+        Edges of the plan's slices, ns.
+    """
+
+    rows: AlignedSlice
+    entities: tuple[str, ...]
+    borders: tuple[int, ...]
+
+
 def judged_keys(
     plan: Plan,
     data_dir: Path,
     on_progress: OnProgress | None = None,
     *,
     partition_bytes: int = PARTITION_BYTES,
-) -> AlignedSlice:
+) -> JudgedKeys:
     """Read entity, time and label of the judged rows, of which no arm has a score.
 
     Parameters
@@ -49,10 +69,12 @@ def judged_keys(
             entity.append(np.full(int(mine.sum()), block.entity, np.int32))
             time.append(block.time[mine])
             label.append(block.label[mine])
-    return AlignedSlice(
+        entities = tuple(staged.entities)
+    rows = AlignedSlice(
         name=JUDGED,
         entity=np.concatenate(entity),
         time=np.concatenate(time),
         label=np.concatenate(label),
         scores={},
     )
+    return JudgedKeys(rows=rows, entities=entities, borders=borders.edges)

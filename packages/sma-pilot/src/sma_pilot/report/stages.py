@@ -80,7 +80,7 @@ def render_stages(now: Standing, card: DatasetCard, run: RunFolder) -> str:
     if now.verdict == "inconclusive" and now.current.state in ("open", "pending"):
         symbol, word, meaning = "…", "Under way", "Not every stage was gone through."
     decisions = {own.stage.name: _decisions(run, own) for own in now.stages}
-    edges = stage_edges(now.plan, card)
+    edges = stage_edges(now.plan, card.provenance["borders_ns"])
     return environment.get_template("stages.html.j2").render(
         plan=now.plan,
         verdict={"symbol": symbol, "word": word, "meaning": meaning, "tone": tone},

@@ -1,6 +1,7 @@
 """Which rows each look of each stage adds: its window in time, and the entities of a canary."""
 
 import hashlib
+from collections.abc import Sequence
 
 from sma_core.dataset import DatasetCard
 from sma_pilot.errors import PlanError
@@ -17,27 +18,60 @@ def window_of(plan: Plan, stage: StagePlan, number: int, card: DatasetCard) -> W
     PlanError
         When a border lies outside of the log, or no entity falls to a canary.
     """
-    edges = stage_edges(plan, card)
-    place = plan.stages.index(stage)
-    since, until = edges[place], edges[place + 1]
+    whole = stage_window(plan, stage, card.provenance["borders_ns"], card.entities or ("all",))
     times = (0.0, *stage.look_times)
-    span = until - since
+    span = whole.until_ns - whole.since_ns
     return Window(
-        since_ns=since + round(times[number - 1] * span),
-        until_ns=since + round(times[number] * span),
-        entities=served_by_candidate(plan, stage, card.entities or ("all",)),
+        since_ns=whole.since_ns + round(times[number - 1] * span),
+        until_ns=whole.since_ns + round(times[number] * span),
+        entities=whole.entities,
     )
 
 
-def stage_edges(plan: Plan, card: DatasetCard) -> tuple[int, ...]:
+def stage_window(
+    plan: Plan, stage: StagePlan, borders: Sequence[int], entities: tuple[str, ...]
+) -> Window:
+    """Return all rows that the looks of a stage add.
+
+    Parameters
+    ----------
+    plan : Plan
+    stage : StagePlan
+        One of its stages.
+    borders : sequence of int
+        Edges of the plan's three slices on the log, ns.
+    entities : tuple of str
+        In the order of their codes.
+
+    Raises
+    ------
+    PlanError
+        As of `window_of`.
+    """
+    edges = stage_edges(plan, borders)
+    place = plan.stages.index(stage)
+    return Window(
+        since_ns=edges[place],
+        until_ns=edges[place + 1],
+        entities=served_by_candidate(plan, stage, entities),
+    )
+
+
+def stage_edges(plan: Plan, borders: Sequence[int]) -> tuple[int, ...]:
     """Return where each stage's slice begins, and where the last one ends, ns.
+
+    Parameters
+    ----------
+    plan : Plan
+    borders : sequence of int
+        Edges of the plan's three slices on the log, ns.
 
     Raises
     ------
     PlanError
         When a border lies outside of the log.
     """
-    first, _, judged, end = card.provenance["borders_ns"]
+    first, _, judged, end = borders
     edges = [judged]
     for place, stage in enumerate(plan.stages):
         edge = end if stage.until is None else place_border(stage.until, first, end - 1)
