@@ -112,7 +112,9 @@ def print_rates(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def plot_rates(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Draw false go at the limit against alpha, and what becomes of other losses, by case."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.36 * len(rows) + 1.4), sharey=True)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 0.36 * len(rows) + 1.4), sharey=True, layout="constrained"
+    )
     places = range(len(rows))
     labels = []
     for place, row in zip(places, rows, strict=True):
@@ -128,16 +130,14 @@ def plot_rates(rows: Sequence[dict[str, Any]], file: Path) -> None:
     left.set_yticks(list(places), labels)
     left.set_xlim(left=0)
     left.invert_yaxis()
-    left.legend(loc="lower right")
     for loss, fate, marker in ((0.0, "pass", "o"), (0.2, "fail", "s")):
         shares = [row[f"loss {loss:g}"][fate] / row[f"loss {loss:g}"]["logs"] for row in rows]
         verdict = "go" if fate == "pass" else "no-go"
         right.plot(shares, places, marker, label=f"{verdict} at a loss of {loss:g}")
     right.set(title="what is told apart", xlabel="share of logs", xlim=(-0.02, 1.02))
-    right.legend(loc="lower left")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.tight_layout()
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(file, dpi=90)
 
 

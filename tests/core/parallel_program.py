@@ -35,6 +35,7 @@ from sma_core.training_step import Stepper, StepResult
 
 MARKED = HeadConfig(kind="sequence_classification", outputs=2)
 BRIEF = replace(SHORT, max_steps=8)
+SLOTS = replace(small_sma(MARKED), dispatch="capacity")
 STEERED = replace(BRIEF, batch_size=3, target_rate=0.4, z_weight=1e-2, entropy_weight=1e-2)
 
 
@@ -69,6 +70,18 @@ CASES = {
     "transformer": Case(small_transformer(), BRIEF),
     "transformer fsdp": Case(small_transformer(), BRIEF, sharding="fsdp"),
     "narrow": Case(small_sma(), replace(BRIEF, precision="bfloat16"), dtype=torch.float32),
+    "slots": Case(SLOTS, replace(BRIEF, positive_weight=2.5), "markers"),
+    "slots compiled": Case(
+        SLOTS,
+        replace(BRIEF, positive_weight=2.5, accumulation_steps=2, compile="model"),
+        "markers",
+    ),
+    "slots compiled fsdp": Case(
+        SLOTS,
+        replace(BRIEF, positive_weight=2.5, activation_checkpointing=True, compile="layers"),
+        "markers",
+        sharding="fsdp",
+    ),
 }
 
 
@@ -93,13 +106,14 @@ LAUNCHES = {
     # Two GPUs are enough.
     "cuda": (
         Launch("two", 2, "fit", ("steered", "marked parts fsdp", "transformer fsdp", "narrow")),
+        Launch("compiled", 2, "fit", ("slots compiled", "slots compiled fsdp")),
         Launch("stop", 2, "stop", ("steered fsdp",)),
         Launch("taken up", 1, "fit", ("steered fsdp",)),
         Launch("raise", 2, "raise", ("steered",)),
         Launch("kill", 2, "kill", ("steered",)),
     ),
 }
-ALONE = ("steered", "marked", "top-k", "transformer", "narrow")
+ALONE = ("steered", "marked", "top-k", "transformer", "narrow", "slots")
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "stop": signal.SIGINT}
 PATIENCE = 100.0  # seconds, after which a process counts as hanging
 

@@ -23,6 +23,8 @@ ALIKE = {
     "marked parts": "marked",
     "marked parts fsdp": "marked",
     "transformer fsdp": "transformer",
+    "slots compiled": "slots",
+    "slots compiled fsdp": "slots",
 }
 
 

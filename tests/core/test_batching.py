@@ -148,6 +148,31 @@ def test_any_batch_can_be_asked_for_directly(tmp_path: Path) -> None:
         assert sequences_and_rows(jumping.batch(index)) == wanted[index]
 
 
+@pytest.mark.parametrize("kind", ["forecast", "step_classification", "sequence_classification"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_fixed_batches_have_one_shape_and_the_same_windows(
+    tmp_path: Path, kind: HeadKind, parts: int
+) -> None:
+    split = make_split(tmp_path / "data", [50, 17, 3])
+    sampler = WindowSampler(split, kind, window=6, batch_size=4)
+    shapes = set()
+    for index in range(2 * sampler.batches_per_epoch):
+        for part in range(parts):
+            usual = sampler.batch(index, part=part, parts=parts)
+            fixed = sampler.batch(index, part=part, parts=parts, fixed=True)
+            shapes.add(fixed.mask.shape)
+            rows, steps = usual.mask.shape
+            assert fixed.mask[:rows, :steps].equal(usual.mask)
+            assert fixed.mask.sum() == usual.mask.sum()
+            assert fixed.inputs.lengths is not None
+            assert fixed.inputs.lengths.sum() == sum(
+                len(seen) for _, seen in sequences_and_rows(usual)
+            )
+            at = (slice(rows), slice(steps))[: usual.target.dim()]
+            assert torch.equal(fixed.target[at].nan_to_num(), usual.target.nan_to_num())
+    assert shapes == {(-(-4 // parts), sampler.longest)}
+
+
 def test_every_row_is_seen_over_the_epochs(tmp_path: Path) -> None:
     split = make_split(tmp_path / "data", [23])
     seen = {

@@ -192,13 +192,18 @@ def test_the_host_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @slow
 @pytest.mark.parametrize(
-    ("layout", "backend"),
-    [("capacity", "aot_eager"), ("packed", "aot_eager"), ("capacity", "inductor")],
+    ("layout", "backend", "dtype"),
+    [
+        ("capacity", "aot_eager", "float32"),
+        ("capacity", "aot_eager", "bfloat16"),
+        ("packed", "aot_eager", "float32"),
+        ("capacity", "inductor", "float32"),
+    ],
 )
-def test_compiled(layout: str, backend: str) -> None:
+def test_compiled(layout: str, backend: str, dtype: str) -> None:
     if backend == "inductor" and not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("the default backend needs a C++ compiler")
-    command = [sys.executable, "-m", "tests.core.compiled", layout, backend]
+    command = [sys.executable, "-m", "tests.core.compiled", layout, backend, dtype]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
     )

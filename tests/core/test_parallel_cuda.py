@@ -29,6 +29,12 @@ def test_two_gpus_train_as_one_does(launched: Path, case: str) -> None:
     assert_alike(launched / "two" / case, launched / "one" / ALIKE.get(case, case), row)
 
 
+@pytest.mark.parametrize("case", LAUNCHES["cuda"][1].cases)
+def test_compiled_training_gives_the_same(launched: Path, case: str) -> None:
+    assert exits(launched, "compiled") == [0, 0], errors(launched, "compiled", 0)[-3000:]
+    assert_alike(launched / "compiled" / case, launched / "one" / ALIKE[case], "float64")
+
+
 def test_a_stopped_run_is_taken_up_by_one_gpu(launched: Path) -> None:
     assert exits(launched, "stop") == [1, 1]
     for rank in range(2):

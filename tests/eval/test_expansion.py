@@ -124,6 +124,8 @@ def test_a_policy_that_cannot_be_is_named(policies: tuple[str, ...], expected: s
         ({"batch_size": "batch_size = 0"}, "training.batch_size"),
         ({"batch_size": "batch = 8"}, "training.batch: unknown field"),
         ({"batch_size": "window = 7"}, "training.window: a sequence of the task has 8 steps"),
+        ({"batch_size": 'compile = "all"'}, "training.compile: must be one of none, layers, model"),
+        ({"batch_size": 'compile = "model"'}, "training.compile: rows of the layout 'packed'"),
         ({"batch_size": 'window = "all"'}, "training.window: must be a number"),
         ({"pool": 'pool = [[{ kind = "lstm" }]]'}, "scientific.pool[0][0]"),
         (

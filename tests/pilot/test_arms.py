@@ -346,6 +346,7 @@ def test_every_kind_of_the_plan_has_a_class():
         ("model", {"pool": [{"kind": "swiglu", "x": 1}]}, r"arms\.candidate\.model\.pool\[0\]\.x"),
         ("model", {"bidirectional": True}, r"arms\.candidate\.model\.bidirectional: "),
         ("training", {"max_step": 1}, r"arms\.candidate\.training\.max_step: unknown field"),
+        ("training", {"compile": "model"}, r"arms\.candidate\.training\.compile: rows of"),
         ("training", {"window": "long"}, r"arms\.candidate\.training\.window: must be"),
     ],
 )

@@ -5,10 +5,9 @@ family (routing policies, sub-modules) and whole architectures carry a tag, ``ki
 ``architecture``; defining a subclass makes its tag known to `config_from_dict`.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal
 
 from sma_core.config_checks import (
     Checked,
@@ -19,11 +18,49 @@ from sma_core.config_checks import (
     check_number,
     check_shares,
 )
+from sma_core.config_family import Family, config_to_dict, from_plain
 from sma_core.errors import ConfigError
+from sma_core.policy_configs import (
+    AlwaysConfig,
+    NeverConfig,
+    PeriodicConfig,
+    PolicyConfig,
+    RandomConfig,
+    TemperedSoftmaxConfig,
+)
+from sma_core.submodule_configs import (
+    GatedAttentionConfig,
+    Position,
+    Score,
+    SubModuleConfig,
+    SwiGLUConfig,
+)
+
+__all__ = [
+    "AlwaysConfig",
+    "ArchitectureConfig",
+    "GRUConfig",
+    "GatedAttentionConfig",
+    "HeadConfig",
+    "HeadKind",
+    "InputConfig",
+    "ModelConfig",
+    "NeverConfig",
+    "Norm",
+    "PeriodicConfig",
+    "PolicyConfig",
+    "Position",
+    "RandomConfig",
+    "Score",
+    "SubModuleConfig",
+    "SwiGLUConfig",
+    "TemperedSoftmaxConfig",
+    "TransformerConfig",
+    "config_from_dict",
+    "config_to_dict",
+]
 
 HeadKind = Literal["forecast", "step_classification", "sequence_classification"]
-Score = Literal["softmax", "relu2"]
-Position = Literal["rotary", "simple", "local"]
 Norm = Literal["layer", "batch", "scale"]
 
 
@@ -75,141 +112,8 @@ class HeadConfig(Checked):
         check_integer(self, "outputs", 1)
 
 
-class _Tagged(Checked):
-    """A family of configurations: each direct subclass is a family, theirs are its members."""
-
-    tag: ClassVar[str]
-    members: ClassVar[dict[str, type]]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if _Tagged in cls.__bases__:
-            cls.members = {}
-            return
-        name = cls.__dict__.get(cls.tag)
-        if not isinstance(name, str):
-            raise TypeError(f"{cls.__name__} must define the class attribute {cls.tag!r}")
-        cls.members[name] = cls
-
-
-class PolicyConfig(_Tagged):
-    """Family of routing policies, told apart by ``kind``."""
-
-    tag = "kind"
-    kind: ClassVar[str]
-
-
 @dataclass(frozen=True, kw_only=True)
-class TemperedSoftmaxConfig(PolicyConfig):
-    """Argmax decision; gradient through the confidence of a tempered softmax.
-
-    Parameters
-    ----------
-    init_scale
-        The temperature of each sub-module starts at ``init_scale * sqrt(width)`` and is learned.
-    """
-
-    kind: ClassVar[str] = "tempered_softmax"
-    init_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number(self, "init_scale", 0.0, float("inf"), bounds="()")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlwaysConfig(PolicyConfig):
-    """Run every sub-module at every step: the dense twin."""
-
-    kind: ClassVar[str] = "always"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeverConfig(PolicyConfig):
-    """Run no sub-module: the EMA alone."""
-
-    kind: ClassVar[str] = "never"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeriodicConfig(PolicyConfig):
-    """Run every sub-module at each position that ``stride`` divides."""
-
-    kind: ClassVar[str] = "periodic"
-    stride: int
-
-    def __post_init__(self) -> None:
-        check_integer(self, "stride", 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomConfig(PolicyConfig):
-    """Run with probability ``rate``, fixed by a hash of seed, layer, sub-module and position."""
-
-    kind: ClassVar[str] = "random"
-    rate: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_number(self, "rate", 0.0, 1.0)
-        check_integer(self, "seed", 0)
-
-
-class SubModuleConfig(_Tagged):
-    """Family of sub-modules, told apart by ``kind``."""
-
-    tag = "kind"
-    kind: ClassVar[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatedAttentionConfig(SubModuleConfig):
-    """Single-head gated attention over the last active rows.
-
-    Parameters
-    ----------
-    query_width, value_width
-        Width Z of queries and keys, width H of values and gate.
-    window
-        W: a row sees itself and the W active rows before it (and after it, when bidirectional).
-    score
-        ``softmax``, or ``relu2``: the squared ReLU.
-    position
-        ``rotary`` on the time index; ``simple``: a learned bias by distance in time; ``local``: a
-        learned bias by distance in active rows.
-    max_positions
-        Length of the table of ``simple``; farther distances share its last value.
-    """
-
-    kind: ClassVar[str] = "gated_attention"
-    query_width: int = 32
-    value_width: int = 128
-    window: int = 64
-    score: Score = "softmax"
-    position: Position = "rotary"
-    max_positions: int = 1024
-
-    def __post_init__(self) -> None:
-        for name in ("query_width", "value_width", "window", "max_positions"):
-            check_integer(self, name, 1)
-        check_choice(self, "score", Score)
-        check_choice(self, "position", Position)
-        if self.position == "rotary" and self.query_width % 2:
-            raise ConfigError(f"query_width: rotary needs an even width, not {self.query_width}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SwiGLUConfig(SubModuleConfig):
-    """Gated feed-forward unit on each active row by itself: it needs no history."""
-
-    kind: ClassVar[str] = "swiglu"
-    hidden_width: int = 128
-
-    def __post_init__(self) -> None:
-        check_integer(self, "hidden_width", 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchitectureConfig(_Tagged):
+class ArchitectureConfig(Family):
     """Family of whole models, told apart by ``architecture``; these fields they all have."""
 
     tag: ClassVar[str] = "architecture"
@@ -364,13 +268,6 @@ class GRUConfig(ArchitectureConfig):
     architecture: ClassVar[str] = "gru"
 
 
-def config_to_dict(config: Any) -> dict[str, Any]:
-    """Plain form of a configuration, ready for JSON, with its tag first."""
-    fields = dataclasses.fields(config)
-    tagged = {config.tag: getattr(config, config.tag)} if isinstance(config, _Tagged) else {}
-    return tagged | {f.name: _plain(getattr(config, f.name)) for f in fields}
-
-
 def config_from_dict(data: Mapping[str, Any]) -> ArchitectureConfig:
     """Build the configuration of a model from its plain form.
 
@@ -379,55 +276,4 @@ def config_from_dict(data: Mapping[str, Any]) -> ArchitectureConfig:
     ConfigError
         A tag or field is unknown, missing or out of range; the message names it by its path.
     """
-    return _decode(ArchitectureConfig, data)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return config_to_dict(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _decode(cls: Any, data: Any) -> Any:
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"must be a table of fields, not {data!r}")
-    fields = dict(data)
-    if issubclass(cls, _Tagged):
-        tag = fields.pop(cls.tag, None)
-        if not isinstance(tag, str) or tag not in cls.members:
-            raise ConfigError(f"{cls.tag}: {tag!r} is not one of {', '.join(sorted(cls.members))}")
-        cls = cls.members[tag]
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for name in fields:
-        if name not in known:
-            raise ConfigError(f"{name}: unknown field; the known ones are {', '.join(known)}")
-    for name, f in known.items():
-        required = f.default is f.default_factory is dataclasses.MISSING
-        if required and name not in fields:
-            raise ConfigError(f"{name}: missing")
-    return cls(**{name: _decode_field(name, known[name].type, v) for name, v in fields.items()})
-
-
-def _decode_field(name: str, hint: Any, value: Any) -> Any:
-    nested = dataclasses.is_dataclass(hint) or _is_family(hint)
-    if nested:
-        return _at(name, hint, value)
-    if get_origin(hint) is tuple and _is_family(get_args(hint)[0]):
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name}: must be a list, not {value!r}")
-        return tuple(_at(f"{name}[{i}]", get_args(hint)[0], item) for i, item in enumerate(value))
-    return value
-
-
-def _is_family(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, _Tagged)
-
-
-def _at(path: str, cls: Any, value: Any) -> Any:
-    """Decode a nested configuration; its errors speak of the field by its whole path."""
-    try:
-        return _decode(cls, value)
-    except ConfigError as error:
-        text = str(error)
-        joint = " " if text.startswith("must") else "."
-        raise ConfigError(f"{path}{':' if joint == ' ' else ''}{joint}{text}") from None
+    return from_plain(ArchitectureConfig, data)

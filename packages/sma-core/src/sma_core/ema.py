@@ -5,14 +5,15 @@ time, D channels, N states per channel, C steps of a chunk.
 """
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sma_core.tracing import is_compiling, is_exporting
+from sma_core.products import by_channel, by_time, held, sum_of_products
+from sma_core.tracing import autocasts_to_bfloat16, is_compiling, is_exporting
 
 # Steps of a chunk: long ones suit matrix units, short ones do less work.
 CHUNK = 64
@@ -107,7 +108,7 @@ class MultiHeadEMA(nn.Module):
             Valid steps, at whose end the final state is taken; None when all are valid.
         """
         wide = torch.promote_types(self.delta.dtype, torch.float32)
-        narrow = _autocast_to_bfloat16(x.device.type)
+        narrow = autocasts_to_bfloat16(x.device.type)
         with torch.autocast(x.device.type, enabled=False):
             z = x.to(wide)
             both = torch.cat((z, z.flip(1)), dim=-1) if self.bidirectional else z
@@ -205,10 +206,10 @@ def ema_chunked(
         )
 
     padded = functional.pad(x, (0, 0, 0, count * size - steps)) if exporting or steps % size else x
-    xs = _by_channel(padded.to(operands or x.dtype).view(-1, size, width))
+    xs = by_channel(padded.to(operands or x.dtype).view(-1, size, width))
     ys = torch.bmm(xs, _toeplitz(kernel).to(xs.dtype))
     if not exporting and count == 1 and state is None:
-        return _by_time(ys).view(batch, steps, width), None
+        return by_time(ys).view(batch, steps, width), None
 
     # Weight of step j in the state at its chunk's end: write * q^(C - 1 - j).
     absorb = (write.unsqueeze(-1) * powers[..., :size].flip(-1)).mT
@@ -220,9 +221,11 @@ def ema_chunked(
     entering = _scan(gained, log_q * size)  # [D, B, count, N]; one more with a state: the last
     emit = read.unsqueeze(-1) * powers[..., 1:]
     carried = entering[:, :, :count].flatten(1, 2).to(xs.dtype)
-    # Not `baddbmm`: it first copies what it adds to.
-    ys = torch.bmm(carried, emit.to(xs.dtype)).add_(ys)
-    y = _by_time(ys).view(batch, count * size, width)[:, :steps]
+    if is_compiling() and torch.is_grad_enabled():  # then the product above is left out
+        ys = sum_of_products(xs, _toeplitz(kernel).to(xs.dtype), carried, emit.to(xs.dtype))
+    else:  # not `baddbmm`: it first copies what it adds to
+        ys = torch.bmm(carried, emit.to(xs.dtype)).add_(ys)
+    y = by_time(ys).view(batch, count * size, width)[:, :steps]
     if state is None:
         return y, None
 
@@ -240,57 +243,6 @@ def ema_chunked(
     decay = torch.exp(log_q.unsqueeze(1) * rest.to(log_q.dtype)[:, None])
     final = torch.baddbmm(entered * decay, tail, absorb)
     return y, final.permute(1, 0, 2)
-
-
-class _ByChannel(torch.autograd.Function):
-    """Move channels to the front, in memory too; the gradient moves them back.
-
-    Matrix products would otherwise copy each channel's matrix by itself.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return _laid_out(x.permute(2, 0, 1))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return _laid_out(gradients[0].permute(1, 2, 0))
-
-
-class _ByTime(torch.autograd.Function):
-    """Inverse of `_ByChannel`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.permute(1, 2, 0).contiguous()  # a compiler fuses this with what follows
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return _laid_out(gradients[0].permute(2, 0, 1))
-
-
-def _laid_out(x: Tensor) -> Tensor:
-    """Contiguous, also where a compiler would choose another layout for the copy."""
-    x = x.contiguous()
-    return x.as_strided(x.shape, x.stride()) if is_compiling() else x
-
-
-def _by_channel(x: Float[Tensor, "G C D"]) -> Float[Tensor, "D G C"]:
-    return cast("Tensor", _ByChannel.apply(x))
-
-
-def _by_time(x: Float[Tensor, "D G C"]) -> Float[Tensor, "G C D"]:
-    return cast("Tensor", _ByTime.apply(x))
 
 
 def ema_fft(
@@ -313,14 +265,6 @@ def ema_fft(
     return torch.addcmul(y, x, functional.pad(skip, (0, x.shape[2] - skip.shape[0])))
 
 
-def _autocast_to_bfloat16(device: str) -> bool:
-    """Whether autocast rounds the operands of products to bfloat16 on this kind of device.
-
-    Not to float16: readings of a post-norm model outgrow its range.
-    """
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16
-
-
 def _toeplitz(kernel: Float[Tensor, "D C"]) -> Float[Tensor, "D C C"]:
     """Matrix whose row j, column i is ``kernel[i - j]``, zero below the diagonal.
 
@@ -341,7 +285,7 @@ def _scan(gained: Float[Tensor, "D B K N"], log_decay: Float[Tensor, "D N"]) -> 
     if not distances:
         return gained
     # Laid out, as a compiler would compute each decay anew for every row.
-    decays = _laid_out(torch.stack([torch.exp(log_decay * distance) for distance in distances]))
+    decays = held(torch.stack([torch.exp(log_decay * distance) for distance in distances]))
     for distance, decay in zip(distances, decays.unbind(), strict=True):
         earlier = functional.pad(gained[:, :, :-distance], (0, 0, distance, 0))
         gained = torch.addcmul(gained, earlier, decay[:, None, None])

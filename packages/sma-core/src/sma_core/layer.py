@@ -27,6 +27,7 @@ from sma_core.routing import RouterInputs, RoutingDecision, build_policy
 from sma_core.state import TensorState
 from sma_core.submodules import SubModule, build_submodule
 from sma_core.submodules.submodule import init_linear
+from sma_core.sums import silu_of_sum
 from sma_core.tracing import is_exporting, is_recording
 
 
@@ -94,7 +95,8 @@ class SMALayer(nn.Module):
         if valid is not None:
             y, lengths = y.where(valid.unsqueeze(-1), 0.0), valid.sum(1)
         y, final = self.ema(y, None if state is None else state.ema, lengths)
-        y = self._dropout(functional.silu(y))
+        # A compiled EMA leaves its output channel by channel, as it is kept for its gradient.
+        y = self._dropout(functional.silu(y).contiguous())
         logits, total = self._split(y)
         router = RouterInputs(
             logits=logits,
@@ -212,7 +214,7 @@ class SMALayer(nn.Module):
 
         Confidences are float32 at least, so that sums with rows of a narrower model are too.
         """
-        out = functional.silu(total + x).to(self.norm.weight.dtype)
+        out = silu_of_sum(total, x).to(self.norm.weight.dtype)
         return out if self.config.prenorm else self.norm(out, valid)
 
     def _dropout(self, x: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
-"""Configurations of further policies; the default and the fixed ones are in `sma_core.config`."""
+"""Configurations of routing policies: the default, fixed ones, and other learned ones."""
 
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from sma_core.config import PolicyConfig
 from sma_core.config_checks import (
     Checked,
     check_choice,
@@ -12,9 +11,72 @@ from sma_core.config_checks import (
     check_integer,
     check_number,
 )
+from sma_core.config_family import Family
 from sma_core.errors import ConfigError
 
 Schedule = Literal["linear", "cosine", "exponential"]
+
+
+class PolicyConfig(Family):
+    """Family of routing policies, told apart by ``kind``."""
+
+    tag = "kind"
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperedSoftmaxConfig(PolicyConfig):
+    """Argmax decision; gradient through the confidence of a tempered softmax.
+
+    Parameters
+    ----------
+    init_scale
+        The temperature of each sub-module starts at ``init_scale * sqrt(width)`` and is learned.
+    """
+
+    kind: ClassVar[str] = "tempered_softmax"
+    init_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number(self, "init_scale", 0.0, float("inf"), bounds="()")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlwaysConfig(PolicyConfig):
+    """Run every sub-module at every step: the dense twin."""
+
+    kind: ClassVar[str] = "always"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeverConfig(PolicyConfig):
+    """Run no sub-module: the EMA alone."""
+
+    kind: ClassVar[str] = "never"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeriodicConfig(PolicyConfig):
+    """Run every sub-module at each position that ``stride`` divides."""
+
+    kind: ClassVar[str] = "periodic"
+    stride: int
+
+    def __post_init__(self) -> None:
+        check_integer(self, "stride", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomConfig(PolicyConfig):
+    """Run with probability ``rate``, fixed by a hash of seed, layer, sub-module and position."""
+
+    kind: ClassVar[str] = "random"
+    rate: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number(self, "rate", 0.0, 1.0)
+        check_integer(self, "seed", 0)
 
 
 @dataclass(frozen=True, kw_only=True)

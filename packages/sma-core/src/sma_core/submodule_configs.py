@@ -1,11 +1,68 @@
-"""Configurations of the pool's further members; the first two are in `sma_core.config`."""
+"""Configurations of the sub-modules that a pool can hold."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from sma_core.config import SubModuleConfig
-from sma_core.config_checks import check_integer
+from sma_core.config_checks import check_choice, check_integer
+from sma_core.config_family import Family
 from sma_core.errors import ConfigError
+
+Score = Literal["softmax", "relu2"]
+Position = Literal["rotary", "simple", "local"]
+
+
+class SubModuleConfig(Family):
+    """Family of sub-modules, told apart by ``kind``."""
+
+    tag = "kind"
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedAttentionConfig(SubModuleConfig):
+    """Single-head gated attention over the last active rows.
+
+    Parameters
+    ----------
+    query_width, value_width
+        Width Z of queries and keys, width H of values and gate.
+    window
+        W: a row sees itself and the W active rows before it (and after it, when bidirectional).
+    score
+        ``softmax``, or ``relu2``: the squared ReLU.
+    position
+        ``rotary`` on the time index; ``simple``: a learned bias by distance in time; ``local``: a
+        learned bias by distance in active rows.
+    max_positions
+        Length of the table of ``simple``; farther distances share its last value.
+    """
+
+    kind: ClassVar[str] = "gated_attention"
+    query_width: int = 32
+    value_width: int = 128
+    window: int = 64
+    score: Score = "softmax"
+    position: Position = "rotary"
+    max_positions: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("query_width", "value_width", "window", "max_positions"):
+            check_integer(self, name, 1)
+        check_choice(self, "score", Score)
+        check_choice(self, "position", Position)
+        if self.position == "rotary" and self.query_width % 2:
+            raise ConfigError(f"query_width: rotary needs an even width, not {self.query_width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwiGLUConfig(SubModuleConfig):
+    """Gated feed-forward unit on each active row by itself: it needs no history."""
+
+    kind: ClassVar[str] = "swiglu"
+    hidden_width: int = 128
+
+    def __post_init__(self) -> None:
+        check_integer(self, "hidden_width", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,3 +48,11 @@ def is_recording() -> bool:
 def is_compiling() -> bool:
     """Whether `torch.compile` traces, for sizes that it knows."""
     return torch.compiler.is_compiling() and not _exporting
+
+
+def autocasts_to_bfloat16(device: str) -> bool:
+    """Whether autocast rounds the operands of products to bfloat16 on this kind of device.
+
+    Not to float16: readings of a post-norm model outgrow its range.
+    """
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16

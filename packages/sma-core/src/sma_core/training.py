@@ -19,12 +19,13 @@ from typing import Any
 import torch
 
 from sma_core.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
+from sma_core.compiled import compiling
 from sma_core.config import ArchitectureConfig, config_to_dict
 from sma_core.dataset import PreparedDataset, WindowSampler
-from sma_core.errors import DatasetError, DivergenceError, TrainingError
+from sma_core.errors import DivergenceError, TrainingError
+from sma_core.evaluation import evaluate
 from sma_core.files import digest_of
-from sma_core.model import SequenceModel, build_model
-from sma_core.objectives import activation_rates, task_loss
+from sma_core.model import build_model
 from sma_core.parallel import (
     ALONE,
     Parallel,
@@ -37,7 +38,7 @@ from sma_core.parallel import (
 from sma_core.training_checks import check_fit
 from sma_core.training_config import TrainingConfig
 from sma_core.training_state import Progress, TrainingState, rename
-from sma_core.training_step import Stepper, learning_rate, parameter_groups, steps_of
+from sma_core.training_step import Stepper, learning_rate, parameter_groups
 
 __all__ = [
     "FitResult",
@@ -144,14 +145,17 @@ def fit(
         state is saved.
     """
     folder = Path(folder)
-    check_fit(config, dataset, training, processes=parallel.size)
+    check_fit(config, dataset, training, processes=parallel.size, sharding=parallel.sharding)
     digest = _digest(config, dataset, training)
     (finished,) = parallel.from_main([float((folder / CARD_FILE).is_file())])
     if finished:
         return _finished(folder, digest)
     device = torch.device(parallel.device if device is None else device)
     # The caller's random numbers stay as they are.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        compiling(training.compile),
+    ):
         run = _Run(config, dataset, training, folder / _STATE_FOLDER, digest, device, parallel)
         run.train(on_progress, until)
         state = run.state
@@ -247,7 +251,12 @@ class _Run:
         self.validation_batches = sampler("validation")
         torch.manual_seed(training.seed)
         self.model = build_model(config).to(device)
-        spread = Spread(self.model, parallel, recompute=training.activation_checkpointing)
+        spread = Spread(
+            self.model,
+            parallel,
+            recompute=training.activation_checkpointing,
+            how=training.compile,
+        )
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, training.weight_decay), fused=True
         )
@@ -355,50 +364,6 @@ class _Run:
             return 0.0, metrics["loss"]
         miss = abs(metrics["activation_rate"] - target)
         return max(0.0, miss - RATE_TOLERANCE), metrics["loss"]
-
-
-@torch.no_grad()
-def evaluate(
-    model: SequenceModel,
-    sampler: WindowSampler,
-    training: TrainingConfig,
-    *,
-    device: torch.device | str = "cpu",
-    parallel: Parallel = ALONE,
-) -> dict[str, float]:
-    """Measure a model on the first batches of a sampler's first epoch.
-
-    Each of several processes measures its part of every batch; all return the same figures.
-
-    Returns
-    -------
-    dict
-        ``loss``; ``accuracy`` in classification; ``activation_rate`` when the model routes.
-    """
-    model.eval()
-    total = weight = correct = count = active = steps = 0.0
-    for index in range(min(training.evaluate_batches, sampler.batches_per_epoch)):
-        batch = sampler.batch(index, part=parallel.rank, parts=parallel.size).to(device)
-        outputs = model(batch.inputs)
-        task = task_loss(model.config.head, outputs.prediction, batch, training.positive_weight)
-        total += task.total.item()
-        weight += task.weight.item()
-        correct += task.correct.item()
-        count += task.count.item()
-        if outputs.decisions:
-            rate = activation_rates(outputs.decisions, batch.inputs.valid).mean().item()
-            active += rate * steps_of(batch)
-            steps += steps_of(batch)
-    sums = parallel.from_main(parallel.sum([total, weight, correct, count, active, steps]))
-    total, weight, correct, count, active, steps = sums
-    if weight == 0.0:
-        raise DatasetError(f"{sampler.split.path}: the batches to evaluate hold no target")
-    metrics = {"loss": total / weight}
-    if model.config.head.kind != "forecast":
-        metrics["accuracy"] = correct / count
-    if steps:
-        metrics["activation_rate"] = active / steps
-    return metrics
 
 
 def _finished(folder: Path, digest: str) -> FitResult:

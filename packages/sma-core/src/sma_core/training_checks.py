@@ -1,8 +1,9 @@
 """What must fit before a model is trained: the model, the data set and the training settings."""
 
-from sma_core.config import ArchitectureConfig, PolicyConfig
+from sma_core.config import ArchitectureConfig, GRUConfig, PolicyConfig
 from sma_core.dataset import PreparedDataset
 from sma_core.errors import ConfigError, DatasetError
+from sma_core.parallel import Sharding
 from sma_core.routing import policy_class
 from sma_core.training_config import TrainingConfig
 
@@ -13,9 +14,11 @@ def check_fit(
     training: TrainingConfig,
     *,
     processes: int = 1,
+    sharding: Sharding = "ddp",
 ) -> None:
     """Raise ConfigError or DatasetError unless the model can be trained on this data set."""
     _check_parts(config, training, processes)
+    check_compile(config, training, cut=processes > 1 and sharding == "fsdp")
     card = dataset.card
     if config.inputs.numeric != len(card.numeric):
         raise ConfigError(
@@ -53,6 +56,27 @@ def _check_parts(config: ArchitectureConfig, training: TrainingConfig, processes
             raise ConfigError(
                 f"norm: batch measures a whole batch, once; {how}: use layer or scale"
             )
+
+
+def check_compile(
+    config: ArchitectureConfig, training: TrainingConfig, *, cut: bool = False
+) -> None:
+    """Raise ConfigError when a model, or one that is `cut` into shares, makes no static graphs."""
+    if training.compile == "none":
+        return
+    if isinstance(config, GRUConfig):
+        raise ConfigError("compile: a GRU runs in kernels of its own: leave compile out")
+    dispatch = getattr(config, "dispatch", "capacity")
+    if dispatch != "capacity":
+        raise ConfigError(
+            f"compile: rows of the layout {dispatch!r} are as many as run, another number in each "
+            "step; give the model dispatch = 'capacity' and a capacity above its activation rate"
+        )
+    if training.compile == "model" and cut:
+        raise ConfigError(
+            "compile: fsdp gathers weights between layers, which no graph of a whole model holds: "
+            "use 'layers'"
+        )
 
 
 def _check_regularisers(policy: PolicyConfig | None, training: TrainingConfig) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from sma_core.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16"]
+Compile = Literal["none", "layers", "model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,10 @@ class TrainingConfig:
     activation_checkpointing : bool
         Keep nothing inside a layer for the backward pass and compute it again there: less memory,
         about a third more work, the same numbers.
+    compile : str
+        What `torch.compile` makes one graph of, in training steps: ``layers``, each by itself, or
+        the whole ``model``, on a GPU as CUDA graphs; ``none``. A model that routes needs the layout
+        ``capacity``. Evaluation is not compiled.
 
     Raises
     ------
@@ -87,13 +92,14 @@ class TrainingConfig:
     precision: Precision = "float32"
     accumulation_steps: int = 1
     activation_checkpointing: bool = False
+    compile: Compile = "none"
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise ConfigError(
-                f"precision: must be one of {', '.join(get_args(Precision))}, not "
-                f"{self.precision!r}"
-            )
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                raise ConfigError(
+                    f"{name}: must be one of {', '.join(words)}, not {getattr(self, name)!r}"
+                )
         if not isinstance(self.activation_checkpointing, bool):
             raise ConfigError(
                 f"activation_checkpointing: must be true or false, not "
@@ -101,7 +107,7 @@ class TrainingConfig:
             )
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("precision", "activation_checkpointing"):
+            if field.name in _WORDS or field.name == "activation_checkpointing":
                 continue
             optional = field.default is None
             if optional and value is None:
@@ -131,6 +137,7 @@ class TrainingConfig:
         return plain
 
 
+_WORDS = {"precision": get_args(Precision), "compile": get_args(Compile)}
 _MAY_BE_ZERO = {
     "weight_decay",
     "warmup_steps",
@@ -140,4 +147,4 @@ _MAY_BE_ZERO = {
     "z_weight",
 }
 # Fields added after the first runs, whose default is what those runs did.
-_LATER = ("precision", "accumulation_steps", "activation_checkpointing")
+_LATER = ("precision", "accumulation_steps", "activation_checkpointing", "compile")

@@ -161,8 +161,9 @@ class Stepper:
             self._parallel.size,
             self._parallel.rank,
         )
+        fixed = self._training.compile != "none"  # graphs know one shape
         return [
-            self._batches.batch(step, part=number + parts * rank, parts=parts * size)
+            self._batches.batch(step, part=number + parts * rank, parts=parts * size, fixed=fixed)
             for number in range(parts)
         ]
 

@@ -22,6 +22,7 @@ from sma_core.errors import ConfigError
 from sma_core.files import digest_of
 from sma_core.routing import policy_class
 from sma_core.training import TrainingConfig
+from sma_core.training_checks import check_compile
 from sma_eval.errors import FieldError
 from sma_eval.scheduler import Pbt
 from sma_eval.search import Choice
@@ -238,7 +239,10 @@ def _trial(study: Study, arm: Arm, nuisance: Choice, seed: int) -> Trial:
                 f"{table}.{name}: unknown field; the known ones are {', '.join(known)}"
             )
     try:
-        training = TrainingConfig(**values).to_dict()
+        settings = TrainingConfig(**values)
+        if settings.compile != "none":
+            check_compile(config_from_dict(arm.model), settings)
+        training = settings.to_dict()
     except ConfigError as error:
         named = str(error).partition(":")[0]
         table = "nuisance" if named in nuisance else "training"

@@ -17,6 +17,7 @@ from torch import Tensor
 from sma_core.bench.options import layer_sizes
 from sma_core.bench.routing import draw_input, fix_model_routing
 from sma_core.bench.timing import Timings, seconds_of
+from sma_core.compiled import compiling
 from sma_core.config import (
     ArchitectureConfig,
     HeadConfig,
@@ -25,12 +26,19 @@ from sma_core.config import (
     TransformerConfig,
 )
 from sma_core.inputs import Inputs
-from sma_core.model import SMAModel, build_model
+from sma_core.model import SequenceModel, SMAModel, build_model
 from sma_core.parallel import Parallel, Spread, join
-from sma_core.parallel.spread import layers_of
+from sma_core.training_config import Compile
 
 CHANNELS = 8
-CASES = ("packed", "capacity", "transformer")
+# What trains: model, and what of it is compiled.
+CASES: dict[str, tuple[str, Compile]] = {
+    "packed": ("packed", "none"),
+    "capacity": ("capacity", "layers"),
+    "capacity_graphs": ("capacity", "model"),
+    "transformer": ("transformer", "layers"),
+    "transformer_graphs": ("transformer", "model"),
+}
 _FIXED_ON = 4096  # steps of one sequence that the router is set by
 
 
@@ -53,9 +61,10 @@ def measure(
     options
         Of the command line.
     case
-        ``packed``: eager, work follows what runs. ``capacity``: compiled layers with as many slots
-        as the busiest sequence needs, so that all processes do the same work. ``transformer``: the
-        library's own, compiled layers.
+        Of `CASES`. ``packed``: eager, work follows what runs. ``capacity``: compiled layers with as
+        many slots as the busiest sequence needs, so that all processes do the same work.
+        ``transformer``: the library's own, compiled layers. With ``_graphs`` the whole model is
+        compiled, and recorded.
     batch
         Sequences of each process.
     size, port
@@ -69,7 +78,8 @@ def measure(
     os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if options.threads:
         torch.set_num_threads(options.threads)
-    with join(options.sharding, device=device) as parallel:
+    how = "none" if options.compile_off else CASES[case][1]
+    with join(options.sharding, device=device) as parallel, compiling(how):
         found = _measure(options, case, batch, parallel)
         if parallel.main:
             path.write_text(json.dumps(found), encoding="utf-8")
@@ -82,7 +92,9 @@ def _measure(
     generator = torch.Generator().manual_seed(options.seed)
     active = _draw(options, batch * parallel.size, generator)
     numeric = draw_input(active, CHANNELS, generator=generator)
-    spread = _spread(options, case, numeric[:1], active[:1], parallel)
+    kind, how = CASES[case]
+    model = _model(options, kind, numeric[:1], active[:1]).to(device)
+    spread = Spread(model, parallel, how="none" if options.compile_off else how)
     own = slice(parallel.rank * batch, (parallel.rank + 1) * batch)
     inputs = Inputs(numeric[own].to(device))
     target = numeric[own].roll(-1, 1).to(device)
@@ -111,7 +123,7 @@ def _measure(
         "step": together.as_json(),
         "tokens_per_s": 1000 * numeric.shape[1] * len(numeric) / max(steps),
         "peak_bytes": None if peaks is None else int(max(peaks)),
-        "rows_imbalance": None if case == "transformer" else _most_over_mean(rows),
+        "rows_imbalance": None if kind == "transformer" else _most_over_mean(rows),
         "time_imbalance": None if alone is None else _most_over_mean(alone),
         "step_ms_by_rank": steps,
         "alone_ms_by_rank": alone,
@@ -129,20 +141,19 @@ def _draw(
     return torch.rand(sequences, options.length, generator=generator) < share
 
 
-def _spread(
+def _model(
     options: argparse.Namespace,
-    case: str,
+    kind: str,
     numeric: Float[Tensor, "1 T C"],
     active: Bool[Tensor, "1 T"],
-    parallel: Parallel,
-) -> Spread:
-    """Make the model, equal in all processes, and hand it to the wrapper."""
+) -> SequenceModel:
+    """Make the model, equal in all processes."""
     sizes = layer_sizes(options)
     head = HeadConfig(kind="forecast", outputs=CHANNELS)
     around: dict[str, Any] = {"inputs": InputConfig(numeric=CHANNELS), "head": head}
     around |= {"width": sizes.width, "layers": options.layers}
     config: ArchitectureConfig
-    if case == "transformer":
+    if kind == "transformer":
         config = TransformerConfig(
             **around,
             heads=max(1, sizes.width // 64),
@@ -152,18 +163,14 @@ def _spread(
     else:
         # Above the largest share, by the noise of its draw.
         most = min(1.0, 1.1 * options.density * (1 + options.spread) + 0.01)
-        fields = {"dispatch": "capacity", "capacity": most} if case == "capacity" else {}
+        fields = {"dispatch": "capacity", "capacity": most} if kind == "capacity" else {}
         config = ModelConfig(**around, **sizes.fields(**fields))
     torch.manual_seed(options.seed)
     model = build_model(config)
     if isinstance(model, SMAModel):
         first = Inputs(numeric[:, :_FIXED_ON])
         fix_model_routing(model, first, active[:, :_FIXED_ON])
-    model = model.to(parallel.device)
-    if case != "packed" and not options.compile_off:
-        for layer in layers_of(model, "cases"):
-            layer.forward = torch.compile(layer.forward, dynamic=False)
-    return Spread(model, parallel)
+    return model
 
 
 def _time(options: argparse.Namespace, step: Callable[[], None], device: torch.device) -> Timings:

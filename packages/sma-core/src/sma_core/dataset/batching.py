@@ -68,6 +68,11 @@ class WindowSampler:
     seed : int
         Fixes every window and its place.
 
+    Attributes
+    ----------
+    longest : int
+        Steps of the longest window.
+
     Raises
     ------
     DatasetError
@@ -103,10 +108,11 @@ class WindowSampler:
         if self.windows == 0:
             raise DatasetError(f"{split.path}: no row to learn {kind} from")
         self.batches_per_epoch = -(-self.windows // batch_size)
+        self.longest = int(longest.max())
         self._epoch = -1
         self._plan: list[Int64[Tensor, "b 3"]] = []
 
-    def batch(self, index: int, *, part: int = 0, parts: int = 1) -> Batch:
+    def batch(self, index: int, *, part: int = 0, parts: int = 1, fixed: bool = False) -> Batch:
         """Return the batch of a training step, counted from 0 through all epochs, or a part of it.
 
         The parts of a batch hold each of its windows once, and each part is padded as the whole
@@ -119,13 +125,19 @@ class WindowSampler:
         part, parts : int
             Every window whose place in the batch is `part` modulo `parts`. A part that gets none,
             as there are too few, is one window of no step, with nothing to learn.
+        fixed : bool
+            Give all batches one shape: padded to the longest window of the split, and filled up
+            with windows of no step.
         """
         epoch, place = divmod(index, self.batches_per_epoch)
         if epoch != self._epoch:
             self._plan = self._plan_epoch(epoch)
             self._epoch = epoch
         windows = self._plan[place]
-        return self._assemble(windows[part::parts].tolist(), int(windows[:, 2].max()))
+        own = windows[part::parts].tolist()
+        if fixed:
+            return self._assemble(own, -(-self.batch_size // parts), self.longest, fixed=True)
+        return self._assemble(own, max(1, len(own)), int(windows[:, 2].max()))
 
     def _plan_epoch(self, epoch: int) -> list[Int64[Tensor, "b 3"]]:
         """Batches of (sequence, first row, steps)."""
@@ -147,9 +159,11 @@ class WindowSampler:
         batches = windows.split(self.batch_size)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def _assemble(self, windows: list[list[int]], longest: int) -> Batch:
+    def _assemble(
+        self, windows: list[list[int]], count: int, longest: int, *, fixed: bool = False
+    ) -> Batch:
         split, kind, card = self.split, self.kind, self.split.card
-        shape = (max(1, len(windows)), longest)
+        shape = (count, longest)
         numeric = torch.zeros(*shape, len(card.numeric)) if card.numeric else None
         categorical = None
         if card.categorical:
@@ -166,18 +180,20 @@ class WindowSampler:
                 categorical[i, :steps] = rows.categorical[:steps]
             if kind == "step_classification" and rows.target is not None:
                 classes[i, :steps] = rows.target
-        lengths = torch.tensor([steps for _, _, steps in windows] or [0])
-        padded = bool((lengths < shape[1]).any())
+        lengths = torch.zeros(count, dtype=torch.int64)
+        lengths[: len(windows)] = torch.tensor([steps for _, _, steps in windows])
+        padded = fixed or bool((lengths < longest).any())
         inputs = Inputs(numeric, categorical, lengths if padded else None)
         if kind == "forecast":
             return Batch(inputs, following, following.isfinite().any(-1))
         if kind == "step_classification":
             return Batch(inputs, classes, classes >= 0)
         assert split.sequence_target is not None  # noqa: S101  (held by __init__)
-        of_sequence = torch.tensor([-1])
+        of_sequence = torch.full((count,), -1)
         if windows:
-            of_sequence = split.sequence_target[[sequence for sequence, _, _ in windows]].long()
-        return Batch(inputs, of_sequence, torch.arange(shape[1]) < lengths[:, None])
+            found = split.sequence_target[[sequence for sequence, _, _ in windows]]
+            of_sequence[: len(windows)] = found.long()
+        return Batch(inputs, of_sequence, torch.arange(longest) < lengths[:, None])
 
 
 def batches(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sma_core.errors import ConfigError
+from sma_core.compiled import compile_training, layers_of, replays
 from sma_core.model import SequenceModel
+from sma_core.training_config import Compile
 
 from .group import Parallel
 
@@ -27,6 +28,8 @@ class Spread:
         The processes.
     recompute
         Keep no activations inside a layer: compute them again in the backward pass.
+    how
+        What is compiled, see `TrainingConfig.compile`; `compiled.compiling` must be around its use.
 
     Attributes
     ----------
@@ -42,9 +45,16 @@ class Spread:
     """
 
     def __init__(
-        self, model: SequenceModel, parallel: Parallel, *, recompute: bool = False
+        self,
+        model: SequenceModel,
+        parallel: Parallel,
+        *,
+        recompute: bool = False,
+        how: Compile = "none",
     ) -> None:
         self.model = model
+        self._replays = replays(model, how)
+        compile_training(model, how)
         self.module: Callable[..., Any] = model
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if recompute:
@@ -66,25 +76,17 @@ class Spread:
         Whole models exchange gradients once, after the last part. Cut ones do it after each:
         gradients of whole size are what they are cut up to avoid.
         """
+        if self._replays:
+            torch.compiler.cudagraph_mark_step_begin()
         if self._ddp is None or last:
             yield
-            return
-        with self._ddp.no_sync():
-            yield
-
-
-def layers_of(model: SequenceModel, wanted_by: str) -> nn.ModuleList:
-    """Give the list of layers of a model.
-
-    Raises
-    ------
-    ConfigError
-        It has none; the message names the setting that needs them.
-    """
-    layers = getattr(model, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise ConfigError(f"{wanted_by}: {type(model).__name__} has no ModuleList named `layers`")
-    return layers
+        else:
+            with self._ddp.no_sync():
+                yield
+        if self._replays and not last:
+            for weight in self.model.parameters():
+                if weight.grad is not None:  # it lies where the next part's will
+                    weight.grad = weight.grad.clone()
 
 
 def gathered(named: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
