@@ -193,7 +193,8 @@ warmup_steps = [9, 5]
 kind = "asha"
 grace = 4
 """
-    small = smoke_test(tiny_study(mode=tables, evaluate_every="evaluate_every = 4"))
+    fixed = {"warmup_steps": "weight_decay = 0.0", "evaluate_every": "evaluate_every = 4"}
+    small = smoke_test(tiny_study(mode=tables, **fixed))
     assert small.nuisance == {"learning_rate": (1e-3, 3e-3), "warmup_steps": (9,)}
     assert small.scheduler == Asha(kind="asha", grace=2)
     assert "warmup_steps" not in small.training
