@@ -152,7 +152,9 @@ def test_the_shipped_smoke_study_runs_from_end_to_end(
         "argv",
         ["sma-eval", "run", str(study), "--smoke-test", "--json", "--tracking-uri", store],
     )
-    main()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["study"], told["counts"]["finished"]) == ("smoke-smoke", 6)
     assert [arm["seeds"] for arm in told["arms"]] == [1] * 6

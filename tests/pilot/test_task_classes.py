@@ -32,6 +32,7 @@ from sma_pilot.judge.quality import measure_quality
 from sma_pilot.logs.checks import check_log
 from sma_pilot.logs.windows import prepare
 from sma_pilot.plan import Plan
+from sma_pilot.planning import plan_pilot
 from sma_pilot.replay.recorder import _told
 from sma_pilot.run_folder import RunFolder
 
@@ -232,6 +233,12 @@ def test_a_slice_without_a_known_class_is_inconclusive():
 def test_a_plan_that_does_not_fit_names_the_field(change, message):
     with pytest.raises(ValidationError, match=message):
         make_plan(**change)
+
+
+def test_planning_names_no_metric_that_the_task_lacks(tmp_path):
+    with pytest.raises(PlanError, match=r"quality\.headline") as caught:
+        plan_pilot(make_plan(), tmp_path, quiet)
+    assert "event_recall" not in str(caught.value)
 
 
 def test_other_tasks_still_need_what_sets_their_alarms():

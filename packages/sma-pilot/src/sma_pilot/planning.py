@@ -23,7 +23,7 @@ from sma_pilot.judge.provability import (
 from sma_pilot.judge.provable import LIKELY_DISCORDANCE, POWER, Assumption
 from sma_pilot.logs.row_keys import judged_keys
 from sma_pilot.logs.windows import prepare
-from sma_pilot.plan import Plan
+from sma_pilot.plan import TASKS_OF_METRIC, Plan
 from sma_pilot.progress import OnProgress
 from sma_pilot.replay.clock import wall_clock
 from sma_pilot.replay.measurements_io import read_scores
@@ -70,10 +70,12 @@ def plan_pilot(
         The log does not fit the plan.
     """
     if plan.quality.headline != "event_recall":
+        has_events = plan.task.kind in TASKS_OF_METRIC["event_recall"]
+        otherwise = "plan with 'event_recall', or " if has_events else ""
         raise PlanError(
             f"quality.headline: what can be proven of {plan.quality.headline!r} cannot be told "
-            "beforehand, as its variance is that of arms that are not there yet; plan with "
-            "'event_recall', or judge and read `more_data` of the result"
+            "beforehand, as its variance is that of arms that are not there yet; "
+            f"{otherwise}judge and read `more_data` of the result"
         )
     for name, value in (("discordance", discordance), ("power", power)):
         if not 0 < value < 1:
