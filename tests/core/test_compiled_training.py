@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.core.compiled_fit import assert_alike
 from tests.core.parallel_program import BRIEF, SLOTS
-from tests.core.tasks import SHORT, marker_dataset, sine_dataset, small_sma, small_transformer
+from tests.core.tasks import SHORT, small_sma, small_transformer
 from tests.slow import slow
 
 from sma_core.config import ArchitectureConfig, GRUConfig, HeadConfig, InputConfig
@@ -24,16 +24,6 @@ from sma_core.training import TrainingConfig, check_fit, fit
 from sma_core.training_config import Compile
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def sines(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return sine_dataset(tmp_path_factory.mktemp("sines") / "data")
-
-
-@pytest.fixture(scope="module")
-def markers(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return marker_dataset(tmp_path_factory.mktemp("markers") / "data")
 
 
 class Recorder:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tests.core.tasks import SHORT, noisy_sines, sine_dataset, small_sma
+from tests.core.tasks import SHORT, noisy_sines, small_sma
 from tests.slow import slow
 from torch import Tensor
 
@@ -64,11 +64,6 @@ LEARNED = pytest.mark.parametrize(
         for name, policy in POLICIES.items()
     ],
 )
-
-
-@pytest.fixture(scope="module")
-def sines(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return sine_dataset(tmp_path_factory.mktemp("sines") / "data")
 
 
 def small(policy: PolicyConfig):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tests.core.tasks import SHORT, marker_dataset, sine_dataset, small_sma, small_transformer
+from tests.core.tasks import SHORT, sine_dataset, small_sma, small_transformer
 from tests.slow import slow
 
 from sma_core.baselines import dense_twin
@@ -44,16 +44,6 @@ LONG = replace(
     patience=20,
     checkpoint_every=1000,
 )
-
-
-@pytest.fixture(scope="module")
-def sines(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return sine_dataset(tmp_path_factory.mktemp("sines") / "data")
-
-
-@pytest.fixture(scope="module")
-def markers(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return marker_dataset(tmp_path_factory.mktemp("markers") / "data")
 
 
 def stop_at(step: int) -> Callable[[Progress], None]:

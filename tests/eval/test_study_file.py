@@ -10,6 +10,7 @@ from tests.eval.studies import STUDY, study_text, tiny_study
 
 from sma_core.config import HeadConfig, InputConfig
 from sma_eval.errors import FieldError, StudyError
+from sma_eval.experiment import list_trials
 from sma_eval.scheduler import Asha
 from sma_eval.section import MAX_TRIALS
 from sma_eval.smoke import smoke_test
@@ -191,10 +192,11 @@ learning_rate = [1e-3, 3e-3, 1e-2]
 warmup_steps = [9, 5]
 [scheduler]
 kind = "asha"
-grace = 4
+grace = 1
 """
-    fixed = {"warmup_steps": "weight_decay = 0.0", "evaluate_every": "evaluate_every = 4"}
+    fixed = {"warmup_steps": "weight_decay = 0.0", "evaluate_every": "evaluate_every = 1"}
     small = smoke_test(tiny_study(mode=tables, **fixed))
+    assert len(list_trials(small, Path())) == small.trials == 4
     assert small.nuisance == {"learning_rate": (1e-3, 3e-3), "warmup_steps": (9,)}
     assert small.scheduler == Asha(kind="asha", grace=2)
     assert "warmup_steps" not in small.training

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,52 @@ def test_a_store_that_fails_stops_no_trial_and_loses_no_figure(
     assert history(store, run, "live/train_loss") == [(4, 1.0), (12, 1.0)]
     assert "test/accuracy" in run.data.metrics
     assert run.data.params["policy"] == "always"
+
+
+def test_a_store_that_refuses_one_trial_still_takes_the_others_at_the_end(
+    folder: StudyFolder, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, (one, *others) = StudyRuns(folder, store), folder.trials
+    tried: list[str] = []
+    write, away = runs.write, {one.id}
+
+    def refusing(record: TrialRecord, reports: Sequence[Report]) -> None:
+        tried.append(record.trial.id)
+        if record.trial.id in away:
+            raise MlflowException("refused")
+        write(record, reports)
+
+    monkeypatch.setattr(runs, "write", refusing)
+    records = [finished(trial) for trial in (one, *others)]
+    Tracker(runs, every_seconds=3600.0).close(records, status="FINISHED")
+    ended = runs_of(folder, store)
+    assert set(ended) == {folder.study.name, *(trial.label for trial in others)}
+    assert {run.info.status for run in ended.values()} == {"FINISHED"}
+    # One that refuses all of them is away, and is asked three times and not for each trial.
+    tried.clear()
+    away |= {trial.id for trial in others}
+    Tracker(runs, every_seconds=3600.0).close(records, status="FINISHED")
+    assert len(tried) == 3
+
+
+def test_what_a_failed_writing_leaves_comes_before_what_came_meanwhile(
+    folder: StudyFolder, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, one = StudyRuns(folder, store), folder.trials[0]
+    tracker = Tracker(runs, every_seconds=3600.0)
+    running = TrialRecord(trial=one, status="running", step=4)
+    tracker.update(running, report(4))
+
+    def meanwhile(*_: Any) -> None:
+        tracker.update(replace(running, step=8), report(8))
+        raise MlflowException("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(runs, "write", meanwhile)
+        assert not tracker.flush()
+    assert tracker.flush()
+    run = runs_of(folder, store)[one.label]
+    assert [step for step, _ in history(store, run, "live/train_loss")] == [4, 8]
 
 
 def test_the_driver_never_waits_for_the_store(

@@ -126,6 +126,16 @@ def submitted(
     return submit
 
 
+def test_a_smoke_test_is_one_there(submitted: Submitted, server: Server) -> None:
+    code, _, err = submitted("--out", "/shared/small", "--smoke-test")
+    assert code == 0
+    assert err.startswith("2 trials\n")
+    assert server.submitted["entrypoint"] == (
+        "sma-eval run study.toml --address auto --out /shared/small --smoke-test"
+    )
+    assert server.submitted["metadata"]["study"] == "tiny-smoke"
+
+
 def test_the_study_file_goes_alone_and_the_log_comes_back(
     submitted: Submitted, server: Server
 ) -> None:

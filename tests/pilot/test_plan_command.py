@@ -168,6 +168,19 @@ def test_each_stage_has_to_prove_its_own_limit_on_its_own_rows(log, tmp_path, op
     assert "stage full; raise it" in result.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("--incumbent",)])
+def test_a_stage_without_a_row_can_prove_nothing(tmp_path, options):
+    rows = plant(rows=1500)
+    times = rows["t"].unique().sort()
+    silent = (rows["t"] >= times[900]) & (rows["t"] < times[1350])
+    rows.filter(~silent).write_parquet(tmp_path / "a.parquet")
+    result = typed(tmp_path, 0.9, "--json", "--out", str(tmp_path), *options, stages=STAGES)
+    assert result.exit_code == 2, result.output
+    _, canary, _ = json.loads(result.stdout)
+    assert canary["reachable"] is False
+    assert "no labelled event" in canary["reason"]
+
+
 def test_a_stage_that_no_entity_falls_to_is_refused(log):
     path = log / "none.toml"
     path.write_text(PLAN.replace("LIMIT", "0.9") + STAGES.replace("share = 0.8", "share = 0.01"))

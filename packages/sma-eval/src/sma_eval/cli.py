@@ -64,6 +64,12 @@ TrackingUri = Annotated[
         help="MLflow store; a database in the study folder unless told.",
     ),
 ]
+Smoke = Annotated[
+    bool,
+    typer.Option(
+        "--smoke-test", help="Four steps a trial, every arm once: does the whole path work there?"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document alone on stdout.")]
 
 
@@ -89,22 +95,14 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trials and their cost; nothing starts.")
     ] = False,
-    smoke: Annotated[
-        bool,
-        typer.Option(
-            "--smoke-test",
-            help="Four steps a trial, every arm once: does the whole path work here?",
-        ),
-    ] = False,
+    smoke: Smoke = False,
     as_json: AsJson = False,
 ) -> None:
     """Run every trial of a study, then print its table. Goes on where the same study stopped.
 
     Example: `sma-eval run experiments/studies/smoke.toml --out runs/smoke`
     """
-    plan = load_study(study)
-    if smoke:
-        plan = smoke_test(plan)
+    plan = smoke_test(load_study(study)) if smoke else load_study(study)
     trials = experiment.list_trials(plan, data)
     if dry_run:
         _print_trials(plan, trials, as_json)
@@ -178,6 +176,7 @@ def submit(
         str | None,
         typer.Option("--tracking-uri", help="MLflow store, as the cluster's head sees it."),
     ] = None,
+    smoke: Smoke = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")
     ] = True,
@@ -191,11 +190,11 @@ def submit(
     """
     from sma_eval.submission import JobServer, study_command  # Ray takes seconds to import
 
-    plan = load_study(study)
+    plan = smoke_test(load_study(study)) if smoke else load_study(study)
     if not isinstance(plan.task, Prepared):  # which only the cluster may see
         _say(f"{len(experiment.list_trials(plan, Path()))} trials")
     places = {"out": out, "data": data, "cache": cache, "tracking-uri": tracking_uri}
-    command = study_command(study.name, places)
+    command = study_command(study.name, places, smoke=smoke)
     server = JobServer(address)
     job = server.submit(study, command, {"study": plan.name, "digest": plan.digest})
     _say(f"job {job.id}: {command}")

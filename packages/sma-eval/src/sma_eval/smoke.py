@@ -15,7 +15,7 @@ _TRAINING = {
     "checkpoint_every": _EVERY,
     "warmup_steps": 1,
 }
-_SCHEDULER = {"grace": _EVERY, "interval": _EVERY}
+_SCHEDULER = {"grace": _EVERY, "interval": _EVERY}  # where something is measured
 _SEQUENCES = {"train_sequences": 64, "validation_sequences": 16, "test_sequences": 16}
 _SAMPLES = 2
 
@@ -43,7 +43,7 @@ def smoke_test(study: Study) -> Study:
         content["search"]["samples"] = min(study.search.samples, _SAMPLES)
     short = {name: value for name, value in _TRAINING.items() if name not in nuisance}
     content["training"] |= short
-    for table, limits in (("scheduler", _SCHEDULER), ("task", _SEQUENCES)):
-        for name in content[table].keys() & limits.keys():
-            content[table][name] = min(content[table][name], limits[name])
+    scheduler, task = content["scheduler"], content["task"]
+    scheduler |= {name: step for name, step in _SCHEDULER.items() if name in scheduler}
+    task |= {name: min(task[name], most) for name, most in _SEQUENCES.items() if name in task}
     return Study.model_validate_json(json.dumps(content))

@@ -62,7 +62,7 @@ class Job:
         return JobStatus(self.status).is_terminal()
 
 
-def study_command(study: str, places: Mapping[str, str | None]) -> str:
+def study_command(study: str, places: Mapping[str, str | None], *, smoke: bool = False) -> str:
     """Return the job's command line.
 
     Parameters
@@ -72,6 +72,8 @@ def study_command(study: str, places: Mapping[str, str | None]) -> str:
     places
         Values of the options ``out``, ``data``, ``cache`` and ``tracking-uri``, as the cluster sees
         them; None: not given.
+    smoke
+        Whether the job is but a smoke test.
 
     Raises
     ------
@@ -87,7 +89,7 @@ def study_command(study: str, places: Mapping[str, str | None]) -> str:
                 f"--{name} {value}: give the absolute path that every node of the cluster sees"
             )
         arguments += [f"--{name}", value]
-    return shlex.join(arguments)
+    return shlex.join([*arguments, *(["--smoke-test"] if smoke else [])])
 
 
 class JobServer:

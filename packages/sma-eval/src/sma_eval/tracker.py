@@ -12,6 +12,9 @@ from sma_eval.tracking import StudyRuns
 
 log = logging.getLogger(__name__)
 
+# In a row, at the end: a store that refuses one trial may take the next, one that is away will not.
+_MISSES = 3
+
 
 class Tracker:
     """Writes a study to its runs, in a thread of its own; an observer of its trials.
@@ -83,16 +86,24 @@ class Tracker:
         """
         self._closed.set()
         self._writer.join()
+        misses = 0
+        for record in records:
+            if _never_ran(record):
+                continue
+            with self._tolerated() as failed:
+                self._write_last(record)
+            misses = misses + 1 if failed else 0
+            if misses == _MISSES:
+                return
         with self._tolerated():
-            for record in records:
-                if _never_ran(record):
-                    continue
-                reports = self._reports.pop(record.trial.id, [])
-                if record.ended:
-                    self._runs.write(record, reports)
-                elif reports or record.trial in self._runs:
-                    self._runs.interrupt(record, reports)
             self._runs.end(status=status, description=description, files=files)
+
+    def _write_last(self, record: TrialRecord) -> None:
+        reports = self._reports.pop(record.trial.id, [])
+        if record.ended:
+            self._runs.write(record, reports)
+        elif reports or record.trial in self._runs:
+            self._runs.interrupt(record, reports)
 
     def _keep_writing(self) -> None:
         wait = self._every_seconds
