@@ -1,14 +1,17 @@
-"""What Ray's events do to records and checkpoints, without a Ray."""
+"""What Ray is given, and what its events do to records and checkpoints, without a Ray."""
 
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.eval.studies import trial
+import pytest
+from tests.eval.studies import tiny_study, tiny_trials, trial
 
 from sma_eval.records import Report, TrialRecord
+from sma_eval.rounds import Round
 from sma_eval.sweep.newest import NewestFirst
-from sma_eval.sweep.tuning import _Relay
+from sma_eval.sweep.race import TRIAL, Race
+from sma_eval.sweep.tuning import _Relay, sweep
 
 
 class Seen:
@@ -56,3 +59,34 @@ def test_a_free_worker_goes_to_the_trial_that_was_added_last() -> None:
     assert NewestFirst().choose_trial_to_run(controller) is trials[2]
     trials[1].status = trials[2].status = "RUNNING"
     assert NewestFirst().choose_trial_to_run(controller) is None
+
+
+def test_ray_is_given_the_names_of_trials_and_where_free_workers_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grid of whole trials would be copied for each of them."""
+    given: dict[str, Any] = {}
+
+    class Tuner:
+        def __init__(self, trainable: Any, **options: Any) -> None:
+            given.update(options)
+
+        def fit(self) -> None:
+            pass
+
+    monkeypatch.setattr("sma_eval.sweep.tuning.tune.Tuner", Tuner)
+    monkeypatch.setattr("sma_eval.sweep.tuning.tune.with_parameters", lambda train, **_: train)
+    records = [TrialRecord(trial=one) for one in tiny_trials()]
+    sweep(
+        tiny_study(),
+        Round(todo=tuple(records)),
+        records,
+        root=tmp_path,
+        attempt="attempt-000",
+        dataset=tmp_path,
+        provenance={},
+        observers=(),
+    )
+    assert given["param_space"] == {TRIAL: {"grid_search": [record.trial.id for record in records]}}
+    assert isinstance(given["tune_config"].scheduler, NewestFirst)
+    assert issubclass(Race, NewestFirst)
