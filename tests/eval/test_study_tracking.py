@@ -156,6 +156,22 @@ def test_a_trial_tells_its_factors_and_its_figures_in_groups(
     assert run.data.tags["sma.checkpoint"].startswith("ray/attempt-000/")
 
 
+def test_what_is_too_much_for_one_batch_goes_in_several(
+    folder: StudyFolder, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = folder.trials[0]
+    StudyRuns(folder, store).write(finished(one), [report(4), report(8)])
+    whole = runs_of(folder, store)[one.label].data
+    monkeypatch.setattr("sma_eval.tracking._MAX_METRICS", 3)
+    monkeypatch.setattr("sma_eval.tracking._MAX_PARAMS", 5)
+    other = folder.trials[1]
+    StudyRuns(folder, store).write(finished(other), [report(4), report(8)])
+    parts = runs_of(folder, store)[other.label].data
+    assert parts.metrics == whole.metrics
+    assert len(whole.metrics) > 6
+    assert {"training.max_steps", "model.width"} <= parts.params.keys()
+
+
 def test_trials_of_several_pools_are_told_apart_by_short_names(tmp_path: Path, store: str) -> None:
     pools = "pool = [" + ", ".join(
         f'[{{ kind = "gated_attention", query_width = 4, window = {window} }}]' for window in (4, 8)
@@ -207,6 +223,10 @@ def test_a_failed_trial_that_is_tried_again_tells_of_its_last_try(
     tracker.update(TrialRecord(trial=one, status="failed", reason="bang"), None)
     tracker.flush()
     assert runs_of(folder, store)[one.label].data.tags["mlflow.note.content"] == "bang"
+    tracker.update(TrialRecord(trial=one, status="running", step=4), report(4))
+    tracker.flush()
+    run = runs_of(folder, store)[one.label]
+    assert (run.info.status, run.data.tags["sma.status"]) == ("RUNNING", "running")
     tracker.update(finished(one), report(12))
     tracker.flush()
     run = runs_of(folder, store)[one.label]
@@ -249,6 +269,8 @@ def test_a_store_that_fails_stops_no_trial_and_loses_no_figure(
         tracker.update(finished(one), report(12))
         assert not tracker.flush()
     assert "the store is away; trials go on" in caplog.text
+    assert tracker.flush()
+    assert runs_of(folder, store)[one.label].info.status == "FINISHED"
     tracker.close([finished(one)], status="FINISHED")
     run = runs_of(folder, store)[one.label]
     assert run.info.status == "FINISHED"
@@ -298,6 +320,9 @@ def test_what_a_failed_writing_leaves_comes_before_what_came_meanwhile(
     with monkeypatch.context() as broken:
         broken.setattr(runs, "write", meanwhile)
         assert not tracker.flush()
+    assert tracker.flush()
+    # The last step is known as such: what a checkpoint repeats is not written again.
+    tracker.update(replace(running, step=8), report(8))
     assert tracker.flush()
     run = runs_of(folder, store)[one.label]
     assert [step for step, _ in history(store, run, "live/train_loss")] == [4, 8]

@@ -162,7 +162,8 @@ def test_each_stage_has_to_prove_its_own_limit_on_its_own_rows(log, tmp_path, op
     assert found == [18, 8, 6]
     assert (canary["loss_limit"], full["loss_limit"]) == (0.8, 0.9)
     assert offline["assumed"]["alpha"] == pytest.approx(ALPHA, rel=CLOSE)
-    assert canary["assumed"]["alpha"] < 0.99 * ALPHA, "two looks share the level"
+    # Two looks share the level, and the first takes next to nothing of it.
+    assert 0.9 * ALPHA < canary["assumed"]["alpha"] < 0.99 * ALPHA
     assert offline["plan"] == full["plan"]
     assert full["smallest_provable_loss"] is None
     assert "stage full; raise it" in result.stderr
