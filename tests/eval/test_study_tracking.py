@@ -13,11 +13,12 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from tests.eval.studies import MLFLOW_WARNING, finished, tiny_study, tiny_trials
 
+from sma_eval.entries import STUDY_TAG, TRIAL_TAG
 from sma_eval.errors import TrackingError
 from sma_eval.folder import StudyFolder
 from sma_eval.records import Report, TrialRecord
 from sma_eval.tracker import Tracker
-from sma_eval.tracking import STUDY_TAG, TRIAL_TAG, StudyRuns, default_uri
+from sma_eval.tracking import StudyRuns, default_uri
 
 pytestmark = pytest.mark.filterwarnings(MLFLOW_WARNING)
 
@@ -94,7 +95,7 @@ def test_a_study_is_a_parent_with_a_child_per_trial(
     runs = runs_of(folder, store)
     parent = runs.pop(folder.study.name)
     assert parent.info.status == "KILLED"
-    assert parent.data.tags["mlflow.note.content"] == "| arm |"
+    assert parent.data.tags["mlflow.note.content"].endswith("\n\n| arm |")
     assert parent.data.params["task.length"] == "6"
     client = MlflowClient(tracking_uri=store)
     files = {entry.path for entry in client.list_artifacts(parent.info.run_id)}

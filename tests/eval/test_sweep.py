@@ -29,6 +29,7 @@ from sma_core.errors import SMAError
 from sma_eval import experiment, sweep
 from sma_eval.cli import main
 from sma_eval.console import ConsoleProgress
+from sma_eval.entries import STUDY_TAG
 from sma_eval.errors import StudyError
 from sma_eval.experiment import Outcome
 from sma_eval.failures import FAILURES
@@ -38,7 +39,6 @@ from sma_eval.resources import Resources
 from sma_eval.rounds import Round
 from sma_eval.study import Study, parse_study
 from sma_eval.sweep import connected, tuning
-from sma_eval.tracking import STUDY_TAG
 from sma_eval.trial import run_trial
 
 pytestmark = [
@@ -212,7 +212,7 @@ def test_every_run_in_mlflow_has_ended(done: Outcome, done_store: str) -> None:
     told = [tag["sma.status"] for tag in tags if "sma.status" in tag]
     assert {status: told.count(status) for status in set(told)} == COUNTS
     (parent,) = (tag for tag in tags if "sma.trial" not in tag)
-    assert parent["mlflow.note.content"].startswith("| arm | nuisance | accuracy |")
+    assert "\n\n| arm | nuisance | accuracy |" in parent["mlflow.note.content"]
 
 
 def test_every_report_passes_the_driver_once(done: Outcome, done_store: str, log: Log) -> None:

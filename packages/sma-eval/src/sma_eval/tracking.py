@@ -21,7 +21,16 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 
-from sma_eval.effects import policy_level
+from sma_eval.dashboard import study_views, view_links
+from sma_eval.entries import (
+    LIVE,
+    STATUS_TAG,
+    STUDY_TAG,
+    TRIAL_TAG,
+    description,
+    factor_tags,
+    figures,
+)
 from sma_eval.errors import TrackingError, first_line
 from sma_eval.folder import StudyFolder
 from sma_eval.naming import leaves, names_of, with_short_name
@@ -29,16 +38,7 @@ from sma_eval.records import Report, TrialRecord
 from sma_eval.space import Trial
 
 _SQLITE = "sqlite:///"
-STUDY_TAG = "sma.study"
-TRIAL_TAG = "sma.trial"
-_STATUS_TAG = "sma.status"
 _NOTE = "mlflow.note.content"
-# Groups of metrics on a run's page: what was seen while training, then what came of it.
-_LIVE = "live"
-_COSTS = (
-    *("flops_per_step", "dense_flops_per_step", "latency_seconds", "state_bytes"),
-    *("parameters", "best_step", "seconds"),
-)
 _ENDS = {"finished": "FINISHED", "stopped": "KILLED"}
 # Of one log_batch, which takes a thousand things in all.
 _MAX_METRICS = 800
@@ -104,6 +104,7 @@ class StudyRuns:
             runs = {run.data.tags.get(TRIAL_TAG, ""): run for run in self._study_runs()}
             self._parent = runs.pop("", None) or self._create_parent()
             self._describe_parent()
+            self._describe_experiment()
             self._runs = {trial: _TrialRun.of(run) for trial, run in runs.items()}
             self._client.update_run(self.parent_id, status="RUNNING")
         except Exception as error:  # each kind of store has errors of its own
@@ -140,7 +141,7 @@ class StudyRuns:
         end = (_ENDS.get(record.status, "FAILED"), record.reason or "") if record.ended else None
         now = int(time.time() * 1000)
         metrics = [
-            Metric(f"{_LIVE}/{name}", value, now, report.step)
+            Metric(f"{LIVE}/{name}", value, now, report.step)
             for report in fresh
             for name, value in report.metrics.items()
         ]
@@ -148,18 +149,18 @@ class StudyRuns:
         if end is not None and end != run.end:
             # The run's own start as timestamp: written twice, such a point is the same point.
             metrics += [
-                Metric(name, value, run.began, record.step) for name, value in _figures(record)
+                Metric(name, value, run.began, record.step) for name, value in figures(record)
             ]
             # An empty note, too: a trial that was tried again may have failed before.
-            tags = [RunTag(_STATUS_TAG, record.status), RunTag(_NOTE, end[1])]
+            tags = [RunTag(STATUS_TAG, record.status), RunTag(_NOTE, end[1])]
             if record.checkpoint is not None:
                 tags.append(RunTag("sma.checkpoint", record.checkpoint))
         elif end is None and fresh and run.end is not None:
             # It had ended: its study went on and tried it again.
-            tags = [RunTag(_STATUS_TAG, "running")]
+            tags = [RunTag(STATUS_TAG, "running")]
             self._client.update_run(run.run_id, status="RUNNING")
             run.end = None
-        params = [] if run.described else _params(_description(record.trial))
+        params = [] if run.described else _params(description(record.trial))
         self._log(run, metrics, params, tags)
         if fresh:
             run.last_step = fresh[-1].step
@@ -174,7 +175,7 @@ class StudyRuns:
         """End the run of a trial whose study stopped; more reports make it live again."""
         self.write(record, reports)
         run = self._run(record.trial)
-        self._client.set_tag(run.run_id, _STATUS_TAG, "interrupted")
+        self._client.set_tag(run.run_id, STATUS_TAG, "interrupted")
         self._client.set_terminated(run.run_id, status="KILLED")
         run.end = ("KILLED", "")
 
@@ -190,8 +191,8 @@ class StudyRuns:
         files
             Attached to the run.
         """
-        if description:
-            self._client.set_tag(self.parent_id, _NOTE, description)
+        note = "\n\n".join(filter(None, [self._links, description]))
+        self._client.set_tag(self.parent_id, _NOTE, note)
         for file in files:
             self._client.log_artifact(self.parent_id, str(file))
         self._client.set_terminated(self.parent_id, status=status)
@@ -238,19 +239,33 @@ class StudyRuns:
         self._log(parent, [], _params({"task": task}), [])
         self._log_dataset(parent.run_id)
 
+    def _describe_experiment(self) -> None:
+        """Link the views that compare the trials; a description that somebody wrote stays."""
+        folder, study = self._folder, self._folder.study
+        arms = [with_short_name(trial, self._names).arm for trial in folder.trials]
+        views = study_views(folder.key, study.objective, dict.fromkeys(arms))
+        ours = f"**{study.name}**: "
+        present = self._client.get_experiment(self.experiment_id).tags.get(_NOTE, "")
+        note = {_NOTE: ours + self._links} if not present or present.startswith(ours) else {}
+        for name, value in {**views, **note}.items():
+            self._client.set_experiment_tag(self.experiment_id, name, value)
+        if _NOTE not in self._parent.data.tags:
+            self._client.set_tag(self.parent_id, _NOTE, self._links)
+
+    @property
+    def _links(self) -> str:
+        return view_links(self._folder.key, self.experiment_id)
+
     def _run(self, trial: Trial) -> _TrialRun:
         """Return a trial's run, made if there is none."""
         if trial.id not in self._runs:
-            # A column of the UI is too narrow for whole labels, which often begin alike.
             short = with_short_name(trial, self._names)
             tags = {
                 STUDY_TAG: self._folder.key,
                 TRIAL_TAG: trial.id,
                 "mlflow.parentRunId": self.parent_id,
-                "sma.arm": short.arm,
-                "sma.policy": policy_level(short),
-                "sma.pool": short.pool,
-                _STATUS_TAG: "running",
+                **factor_tags(short),
+                STATUS_TAG: "running",
             }
             run = self._client.create_run(self.experiment_id, tags=tags, run_name=short.label)
             self._runs[trial.id] = _TrialRun(run.info.run_id, run.info.start_time)
@@ -275,29 +290,8 @@ class StudyRuns:
         self._client.log_inputs(run_id, datasets=[DatasetInput(dataset)])
 
     def _logged_step(self, run: _TrialRun) -> int:
-        history = self._client.get_metric_history(run.run_id, f"{_LIVE}/train_loss")
+        history = self._client.get_metric_history(run.run_id, f"{LIVE}/train_loss")
         return max((metric.step for metric in history), default=-1)
-
-
-def _description(trial: Trial) -> dict[str, Any]:
-    """Return a trial's parameters: first what tells one from another at sight, then every field."""
-    model = {k: v for k, v in trial.model.items() if k not in ("policy", "pool")}
-    factors = {
-        "arm": trial.arm,
-        "policy": trial.policy,
-        "pool": trial.pool,
-        "target_rate": trial.target_rate,
-        "nuisance": trial.nuisance_label,
-        "seed": trial.seed,
-    }
-    told = {name: value for name, value in factors.items() if value not in (None, "")}
-    chosen = {
-        "policy": trial.model["policy"],
-        "pool": dict(enumerate(trial.model["pool"])),
-        "model": model,
-        "training": trial.training,
-    }
-    return {**told, **dict(leaves(chosen))}
 
 
 def _params(content: Mapping[str, Any]) -> list[Param]:
@@ -306,18 +300,3 @@ def _params(content: Mapping[str, Any]) -> list[Param]:
 
 def _is_described(run: Run) -> bool:
     return run.inputs is not None and bool(run.inputs.dataset_inputs)
-
-
-def _figures(record: TrialRecord) -> Iterator[tuple[str, float]]:
-    result = record.result
-    if result is None:
-        return
-    for split, metrics in (("validation", result.validation), ("test", result.test)):
-        for name, value in metrics.items():
-            yield f"{split}/{name}", value
-    for layer, rates in enumerate(result.activation):
-        for m, (member, rate) in enumerate(zip(record.trial.model["pool"], rates, strict=True)):
-            yield f"activation/layer_{layer}.{m}_{member['kind']}", rate
-    for name in _COSTS:
-        if (value := getattr(result, name)) is not None:
-            yield f"cost/{name}", float(value)
