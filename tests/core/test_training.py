@@ -273,6 +273,28 @@ def test_each_batch_is_read_once_and_the_next_before_a_step_is_reported(
     assert reported == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4)]
 
 
+def test_a_batch_in_parts_reports_the_figures_of_the_whole(
+    sines: PreparedDataset, tmp_path: Path
+) -> None:
+    """Of the first step, before rounding in another order has changed a weight."""
+    seen: list[Progress] = []
+    for parts in (1, 3):  # 4 windows: parts of 2, 1 and 1
+        with pytest.raises(Stopped):
+            fit(
+                small_sma(),
+                sines,
+                replace(SHORT, accumulation_steps=parts),
+                tmp_path / str(parts),
+                on_progress=seen.append,
+                until=1,
+            )
+    whole, cut = seen
+    assert whole.activation_rate is not None
+    assert 0.0 < whole.activation_rate < 1.0
+    assert cut.activation_rate == pytest.approx(whole.activation_rate)
+    assert cut.train_loss == pytest.approx(whole.train_loss)
+
+
 def test_no_two_processes_and_steps_draw_the_same_noise() -> None:
     """Of a seed the CPU's generator reads 32 bits."""
     drawn = set()
