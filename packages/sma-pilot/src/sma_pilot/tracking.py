@@ -2,8 +2,8 @@
 
 A pilot in stages has a child run for each stage, and the arms are children of these.
 
-With `mlflow_runs`, on which it stands, the only module that writes to MLflow. Runs are found by tags,
-never by name: tracking a pilot again brings its runs up to date. What they say is in
+With `mlflow_runs`, on which it stands, the only module that writes to MLflow. Runs are found by
+tags, never by name: tracking a pilot again brings its runs up to date. What they say is in
 `report.entries`; this module writes it.
 """
 
