@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,13 @@ from tests.slow import slow
 from sma_core.baselines import dense_twin
 from sma_core.checkpoint import load_checkpoint
 from sma_core.config import ArchitectureConfig, HeadConfig, InputConfig
-from sma_core.dataset import DatasetWriter, NumericChannel, PreparedDataset, WindowSampler
+from sma_core.dataset import (
+    Batch,
+    DatasetWriter,
+    NumericChannel,
+    PreparedDataset,
+    WindowSampler,
+)
 from sma_core.errors import ConfigError, DatasetError, DivergenceError, TrainingError
 from sma_core.objectives import activation_rates
 from sma_core.parallel import Stopped
@@ -31,6 +38,7 @@ from sma_core.training import (
     fit,
     learning_rate,
 )
+from sma_core.training_step import noise_seed
 
 LONG = replace(
     SHORT,
@@ -223,6 +231,80 @@ def test_a_finished_run_is_returned_at_once(sines: PreparedDataset, undisturbed:
         fit(small_sma(), sines, SHORT, undisturbed.checkpoint)
 
 
+def test_a_stop_right_after_the_checkpoint_leaves_no_progress_for_ever(
+    sines: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sma_core.training.shutil.rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(small_sma(), sines, SHORT, tmp_path / "m")
+    assert (tmp_path / "m" / "model.json").exists()
+    assert (tmp_path / "m" / "progress").exists()
+    fit(small_sma(), sines, SHORT, tmp_path / "m", on_progress=stop_at(1))
+    assert not (tmp_path / "m" / "progress").exists()
+
+
+def test_each_batch_is_read_once_and_the_next_before_a_step_is_reported(
+    sines: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device would otherwise wait while the host reads."""
+    read: list[int] = []
+    reported: list[tuple[int, int]] = []
+    plain = WindowSampler.batch
+
+    def batch(self: WindowSampler, index: int, **fields: Any) -> Batch:
+        if self.split.path.name == "train.safetensors":
+            read.append(index)
+        return plain(self, index, **fields)
+
+    monkeypatch.setattr(WindowSampler, "batch", batch)
+    training = replace(SHORT, max_steps=5, accumulation_steps=2)
+    fit(
+        small_sma(),
+        sines,
+        training,
+        tmp_path / "m",
+        on_progress=lambda progress: reported.append((progress.step, max(read))),
+    )
+    assert read == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert reported == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4)]
+
+
+def test_a_batch_in_parts_reports_the_figures_of_the_whole(
+    sines: PreparedDataset, tmp_path: Path
+) -> None:
+    """Of the first step, before rounding in another order has changed a weight."""
+    seen: list[Progress] = []
+    for parts in (1, 3):  # 4 windows: parts of 2, 1 and 1
+        with pytest.raises(Stopped):
+            fit(
+                small_sma(),
+                sines,
+                replace(SHORT, accumulation_steps=parts),
+                tmp_path / str(parts),
+                on_progress=seen.append,
+                until=1,
+            )
+    whole, cut = seen
+    assert whole.activation_rate is not None
+    assert 0.0 < whole.activation_rate < 1.0
+    assert cut.activation_rate == pytest.approx(whole.activation_rate)
+    assert cut.train_loss == pytest.approx(whole.train_loss)
+
+
+def test_no_two_processes_and_steps_draw_the_same_noise() -> None:
+    """Of a seed the CPU's generator reads 32 bits."""
+    drawn = set()
+    for rank in range(64):
+        for step in range(8):
+            generator = torch.Generator().manual_seed(noise_seed(2**32 - 1, step, rank))
+            drawn.add(tuple(torch.rand(4, generator=generator).tolist()))
+    assert len(drawn) == 64 * 8
+
+
 def test_a_folder_of_another_unfinished_run_is_refused(
     sines: PreparedDataset, tmp_path: Path
 ) -> None:
@@ -288,6 +370,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
         ({"target_rate": 1.5}, "target_rate: must be at least 0 and at most 1, not 1.5"),
         ({"positive_weight": "2"}, "positive_weight: must be a number, not '2'"),
         ({"patience": None}, "patience: must be a number, not None"),
+        ({"seed": 2**32}, "seed: must be at least 0 and at most 4294967295, not 4294967296"),
     ],
 )
 def test_a_wrong_training_field_is_named(change: dict, message: str) -> None:

@@ -26,7 +26,7 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def connected(address: str, resources: Resources) -> Iterator[None]:
+def connected(address: str, resources: Resources, root: Path) -> Iterator[None]:
     yield
 
 

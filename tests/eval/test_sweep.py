@@ -480,15 +480,15 @@ def test_a_trial_that_no_machine_here_can_hold_is_refused(tmp_path: Path, store:
     [
         ("127.0.0.1:1", "nothing answers there"),
         ("127.0.0.1:http", "nothing answers there"),
-        ("ray://127.0.0.1:10001", "the Ray client cannot follow a study"),
+        ("ray://127.0.0.1:1", "nothing answers there"),
     ],
 )
 def test_a_cluster_that_cannot_be_joined_is_named(
-    address: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    address: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     refused = pytest.raises(StudyError, match=f"--address {address}: {expected}")
-    with refused, connected(address, Resources()):
+    with refused, connected(address, Resources(), tmp_path):
         pass
 
 

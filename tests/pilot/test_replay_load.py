@@ -1,5 +1,7 @@
 """Batches of many entities and the open loop: what is due when, and what a late answer costs."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -264,7 +266,7 @@ def test_without_a_counter_energy_is_not_measured():
 
 
 class Counter:
-    """NVML with a counter in millijoules."""
+    """NVML of two boards, the second of which has a counter in millijoules."""
 
     class NVMLError(Exception):
         pass
@@ -272,10 +274,11 @@ class Counter:
     def __init__(self, *readings: int | None) -> None:
         self.readings = list(readings)
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        return index
+    def nvmlDeviceGetHandleByUUID(self, name: str) -> int:
+        return ["GPU-hidden", "GPU-ours"].index(name)
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
+        assert handle == 1
         reading = self.readings.pop(0)
         if reading is None:
             raise self.NVMLError
@@ -293,7 +296,11 @@ class Counter:
     ],
 )
 def test_energy_is_the_rise_of_the_counter(monkeypatch, readings, seconds, joules):
+    """Of the board that computes: the first of the machine may be another."""
     monkeypatch.setattr("sma_pilot.replay.energy._open_nvml", lambda: Counter(*readings))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    board = SimpleNamespace(uuid="ours")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: board)
     clock = FakeClock()
     with EnergyMeter(device="cuda", clock=clock) as meter:
         clock.now += seconds * SECOND

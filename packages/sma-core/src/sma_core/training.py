@@ -149,7 +149,10 @@ def fit(
     digest = _digest(config, dataset, training)
     (finished,) = parallel.from_main([float((folder / CARD_FILE).is_file())])
     if finished:
-        return _finished(folder, digest)
+        result = _finished(folder, digest)
+        if parallel.main:  # a stop right after the checkpoint was written may have left it
+            shutil.rmtree(folder / _STATE_FOLDER, ignore_errors=True)
+        return result
     device = torch.device(parallel.device if device is None else device)
     # The caller's random numbers stay as they are.
     with (

@@ -117,11 +117,11 @@ class TrainingConfig:
                 raise ConfigError(f"{field.name}: must be a number, not {value!r}")
             low = 0 if field.name in _MAY_BE_ZERO else 1 if whole else math.ulp(0.0)
             low = -math.inf if field.name == "entropy_weight" else low
-            high = 1.0 if field.name == "target_rate" else math.inf
+            high = _MOST.get(field.name, math.inf)
             if not low <= value <= high or not math.isfinite(value):
                 least = "above 0" if low == math.ulp(0.0) else f"at least {low}"
                 least = "finite" if low == -math.inf else least
-                most = f" and at most {high:g}" if math.isfinite(high) else ""
+                most = f" and at most {high}" if math.isfinite(high) else ""
                 raise ConfigError(f"{field.name}: must be {least}{most}, not {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,6 +138,7 @@ class TrainingConfig:
 
 
 _WORDS = {"precision": get_args(Precision), "compile": get_args(Compile)}
+_MOST = {"target_rate": 1, "seed": 2**32 - 1}  # of a seed, all that the CPU's generator reads
 _MAY_BE_ZERO = {
     "weight_decay",
     "warmup_steps",

@@ -6,6 +6,7 @@ the part's share of them.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ from sma_core.routing import RoutingDecision, set_progress
 from sma_core.training_config import TrainingConfig
 
 _FINAL_RATE = 0.1  # share of the learning rate that the cosine ends with
-_RANK_SEEDS = 2**40  # between the seeds of two ranks, more than a run has steps
+# Between the seeds of two ranks. Of a seed the CPU's generator reads 32 bits: the golden ratio's
+# share of them lays those of any number of ranks far apart.
+_RANK_SEEDS = 2_654_435_769
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ class Stepper:
         self._batches = batches
         self._training = training
         self._parallel = parallel
+        self._ahead: tuple[int, list[Batch]] | None = None  # of the step that comes next
 
     def take(self, step: int, device: torch.device | str, *, stop: bool = False) -> StepResult:
         """Take the step after `step` earlier ones.
@@ -104,13 +108,13 @@ class Stepper:
             The gradient is not finite, in every process alike.
         """
         training, parallel, model = self._training, self._parallel, self._spread.model
-        seed = (training.seed + 1) * 1_000_003 + step
-        torch.manual_seed(seed + parallel.rank * _RANK_SEEDS)
+        torch.manual_seed(noise_seed(training.seed, step, parallel.rank))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(step, training)
         set_progress(model, step / training.max_steps)
         model.train()
-        parts = self._parts(step)
+        ahead, self._ahead = self._ahead, None
+        parts = ahead[1] if ahead is not None and ahead[0] == step else self._parts(step)
         head, positive_weight = model.config.head, training.positive_weight
         weights = sum(task_weight(head, part, positive_weight).item() for part in parts)
         weight, steps, stops = parallel.sum(
@@ -118,7 +122,10 @@ class Stepper:
         )
 
         self._optimizer.zero_grad()
-        loss, rate, routes = 0.0, 0.0, False
+        # Read once, at the end: to read one would wait for the device, and then it for the host.
+        losses: list[Tensor] = []
+        rates: list[Tensor] = []
+        shares: list[float] = []
         for number, part in enumerate(parts):
             count = steps_of(part)
             share = count / max(steps, 1.0)
@@ -131,25 +138,28 @@ class Stepper:
                 mean = task.total / task.total.new_tensor(max(weight, 1e-9))
                 objective = mean
                 if outputs.decisions:
-                    valid, routes = batch.inputs.valid, True
-                    rate += share * activation_rates(outputs.decisions, valid).mean().item()
-                    rates = self._rates(outputs.decisions, batch, count)
-                    routing = routing_loss(outputs.decisions, valid, training, rates)
+                    valid = batch.inputs.valid
+                    rates.append(activation_rates(outputs.decisions, valid).mean())
+                    shares.append(share)
+                    steered = self._rates(outputs.decisions, batch, count)
+                    routing = routing_loss(outputs.decisions, valid, training, steered)
                     objective = objective + share * routing
                 # Processes average their gradients, and these are terms of a sum.
                 (objective * parallel.size).backward()
-            loss += mean.item()
-        loss, rate = parallel.sum([loss, rate])
+            losses.append(mean.detach())
         norm = whole(nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip))
-        if not math.isfinite(norm.item()):
+        if step + 1 < training.max_steps:  # read while the device computes
+            self._ahead = step + 1, self._parts(step + 1)
+        *read, length = torch.stack([*losses, *rates, norm]).tolist()
+        ran = sum(map(operator.mul, shares, read[len(losses) :]), 0.0)
+        loss, rate = parallel.sum([sum(read[: len(losses)], 0.0), ran])
+        if not math.isfinite(length):
             raise DivergenceError(
                 f"step {step + 1}: the gradient is not finite (loss {loss:g}): lower "
                 "learning_rate, or look for extreme values in the data"
             )
         self._optimizer.step()
-        return StepResult(
-            loss=loss, rate=rate if routes else None, steps=int(steps), stop=stops > 0
-        )
+        return StepResult(loss=loss, rate=rate if rates else None, steps=int(steps), stop=stops > 0)
 
     def _parts(self, step: int) -> list[Batch]:
         """Cut this process's share of each part; what a part holds does not depend on their number.
@@ -182,6 +192,11 @@ class Stepper:
         if self._training.precision == "float32":
             return nullcontext()
         return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of what one process draws in a step: dropout, and noise of routing."""
+    return (seed + 1) * 1_000_003 + step + rank * _RANK_SEEDS
 
 
 def learning_rate(step: int, training: TrainingConfig) -> float:

@@ -53,7 +53,8 @@ Address = Annotated[
     str,
     typer.Option(
         "--address",
-        help="Ray cluster: auto, or host:port of its head; local starts one here.",
+        help="Ray cluster: auto on one of its nodes, host:port of its head, ray://host:port "
+        "from outside; local starts one here.",
     ),
 ]
 TrackingUri = Annotated[

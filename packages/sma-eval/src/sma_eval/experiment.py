@@ -295,20 +295,24 @@ def _carry_out(
     retry_failed: bool,
 ) -> Outcome:
     # Ray and MLflow take seconds to import, which looking at a study should not cost.
-    from sma_eval.sweep import connected, sweep
+    from sma_eval.sweep import CLIENT, connected, sweep, sweep_by_client
     from sma_eval.tracker import Tracker
     from sma_eval.tracking import StudyRuns, default_uri
 
     study, path = folder.study, folder.path
     folder.require_dataset(PreparedDataset.open(folder.dataset_path, verify=True).card.digest)
-    for record in folder.read_records():
-        if (again := _restartable(record, path, retry_failed)) is not record:
-            folder.write_record(again)
     tracker = Tracker(StudyRuns(folder, tracking_uri or default_uri(folder)))
     everyone = [folder, tracker, *observers]
+    carry_out = sweep_by_client if address.startswith(CLIENT) else sweep
     try:
-        now = next_round(study, folder.read_records())
-        with connected(address, study.resources) if now else nullcontext():
+        as_restarted = [_restartable(one, path, retry_failed) for one in folder.read_records()]
+        needed = next_round(study, as_restarted) is not None
+        with connected(address, study.resources, path) if needed else nullcontext():
+            # Read again: until here the sweep of a driver that died may have gone on elsewhere.
+            for record in folder.read_records():
+                if (again := _restartable(record, path, retry_failed)) is not record:
+                    folder.write_record(again)
+            now = next_round(study, folder.read_records())
             while now is not None:
                 folder = folder.extended(now.trials)
                 for record in map(folder.adopted, now.changed):
@@ -316,7 +320,7 @@ def _carry_out(
                         observer.update(record, None)
                 records = folder.read_records()
                 if todo := _current(now.todo, records):
-                    sweep(
+                    carry_out(
                         study,
                         replace(now, todo=todo),
                         records,

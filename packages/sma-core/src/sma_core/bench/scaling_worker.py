@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sma_core.bench.options import layer_sizes
 from sma_core.bench.routing import draw_input, fix_model_routing
-from sma_core.bench.timing import Timings, seconds_of
+from sma_core.bench.timing import Timings, time_round
 from sma_core.compiled import compiling
 from sma_core.config import (
     ArchitectureConfig,
@@ -177,9 +177,9 @@ def _time(options: argparse.Namespace, step: Callable[[], None], device: torch.d
     """Time as many steps in every process: a step that one leaves out would hang the others."""
     found = Timings()
     for _ in range(options.rounds):
-        for _ in range(options.warmup):
-            step()
-        found.milliseconds += [1000 * seconds_of(step, device) for _ in range(options.iterations)]
+        found.milliseconds += time_round(
+            step, device, iterations=options.iterations, warmup=options.warmup
+        )
     return found
 
 

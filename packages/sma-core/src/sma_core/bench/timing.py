@@ -76,6 +76,25 @@ def seconds_of(step: Step, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+def time_round(step: Step, device: torch.device, *, iterations: int, warmup: int) -> list[float]:
+    """Milliseconds of each of `iterations` steps, after `warmup` of them."""
+    for _ in range(warmup):
+        step()
+    if device.type != "cuda":
+        return [1000 * seconds_of(step, device) for _ in range(iterations)]
+    pairs = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(iterations)
+    ]
+    # No wait in between: the host may run ahead of the device, as it does in use.
+    for begin, end in pairs:
+        begin.record()
+        step()
+        end.record()
+    torch.cuda.synchronize(device)
+    return [begin.elapsed_time(end) for begin, end in pairs]
+
+
 def time_in_turn(
     steps: Mapping[str, Step],
     device: torch.device,
@@ -111,29 +130,13 @@ def time_in_turn(
                     result.failure = "skipped: no time left"
                 continue
             try:
-                result.milliseconds += _time_round(step, device, iterations, warmup)
+                result.milliseconds += time_round(
+                    step, device, iterations=iterations, warmup=warmup
+                )
             except Exception as error:
                 result.milliseconds.clear()
                 result.failure = failure_text(error)
     return found
-
-
-def _time_round(step: Step, device: torch.device, iterations: int, warmup: int) -> list[float]:
-    for _ in range(warmup):
-        step()
-    if device.type != "cuda":
-        return [1000 * seconds_of(step, device) for _ in range(iterations)]
-    pairs = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-        for _ in range(iterations)
-    ]
-    # No wait in between: the host may run ahead of the device, as it does in use.
-    for begin, end in pairs:
-        begin.record()
-        step()
-        end.record()
-    torch.cuda.synchronize(device)
-    return [begin.elapsed_time(end) for begin, end in pairs]
 
 
 def peak_bytes(step: Step, device: torch.device) -> int | None:

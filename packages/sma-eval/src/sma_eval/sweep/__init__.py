@@ -19,7 +19,8 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 # Ray reads them when it is imported.
+from .client import CLIENT, sweep_by_client
 from .cluster import LOCAL, connected
 from .tuning import sweep
 
-__all__ = ["LOCAL", "connected", "sweep"]
+__all__ = ["CLIENT", "LOCAL", "connected", "sweep", "sweep_by_client"]

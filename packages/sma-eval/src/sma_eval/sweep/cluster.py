@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,14 +12,25 @@ from sma_eval.errors import StudyError
 from sma_eval.reach import require_answer
 from sma_eval.resources import Resources
 
+from .client import CLIENT, await_folder
+
 LOCAL = "local"
 
 
 @contextmanager
-def connected(address: str, resources: Resources) -> Iterator[None]:
+def connected(address: str, resources: Resources, root: Path) -> Iterator[None]:
     """Start a Ray of our own (``local``) or join a cluster, and leave it again.
 
     In a process that has joined a Ray already, that one is used, and stays.
+
+    Parameters
+    ----------
+    address
+        ``local``, ``auto``, ``host:port`` of a head, or ``ray://host:port`` of its client server.
+    resources
+        Of a trial.
+    root
+        The study folder.
 
     Raises
     ------
@@ -31,6 +43,8 @@ def connected(address: str, resources: Resources) -> Iterator[None]:
     try:
         if address == LOCAL:  # a cluster may grow, this machine will not
             _require_room(resources)
+        if address.startswith(CLIENT):
+            await_folder(root)
         yield
     finally:
         if not joined:
@@ -38,20 +52,21 @@ def connected(address: str, resources: Resources) -> Iterator[None]:
 
 
 def _join(address: str) -> None:
-    if address.startswith("ray://"):
-        # Ray would carry the sweep out on the cluster, out of reach of this process's observers.
-        raise StudyError(
-            f"--address {address}: the Ray client cannot follow a study; run it on a node of the "
-            "cluster, with --address auto"
-        )
-    host, colon, port = address.rpartition(":")
+    host, colon, port = address.removeprefix(CLIENT).rpartition(":")
     if colon:
         require_answer(address, host, port)
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise StudyError(f"--address {address}: cannot join Ray there: {error}") from error
+    except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
+        hint = ""
+        if address.startswith(CLIENT) and "timeout" in str(error):
+            # Ray's client takes a refusal for silence.
+            hint = "; if the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        # A server sends its whole traceback: what failed, and why, stand at its ends.
+        said = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        why = " ... ".join(dict.fromkeys((said[0], said[-1])))
+        raise StudyError(f"--address {address}: cannot join Ray there: {why}{hint}") from error
 
 
 def _require_room(resources: Resources) -> None:

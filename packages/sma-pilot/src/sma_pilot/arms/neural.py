@@ -132,7 +132,7 @@ class NeuralArm:
                     f"{', '.join(known)}"
                 )
         try:
-            return TrainingConfig(**{"seed": self._plan.seed, **table})
+            return TrainingConfig(**{"seed": self._plan.seed % 2**32, **table})
         except ConfigError as error:
             raise PlanError(f"arms.{role}.training.{error}") from error
 

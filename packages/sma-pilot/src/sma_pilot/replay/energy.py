@@ -4,6 +4,8 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from sma_pilot.replay.clock import Clock
 
 # The counter moves every 20 to 100 ms: over a shorter window its steps would be what is measured.
@@ -11,9 +13,10 @@ _LEAST_SECONDS = 2.0
 
 
 class EnergyMeter:
-    """Energy of the CUDA device while a block runs, by NVML's total-energy counter.
+    """Energy of the current CUDA device while a block runs, by NVML's total-energy counter.
 
-    It is that of the whole board, other processes included. NVML is read by the package
+    It is that of the whole board, other processes included. The board is found by its identifier:
+    NVML counts those that ``CUDA_VISIBLE_DEVICES`` hides, too. NVML is read by the package
     ``nvidia-ml-py`` (extra ``energy``); without it, without a counter, or over less than two
     seconds, nothing was measured.
 
@@ -23,18 +26,15 @@ class EnergyMeter:
         Metered when this is ``cuda``.
     clock : Clock
         Tells how long the block ran.
-    index : int
-        NVML's number of the device.
 
     Attributes
     ----------
     joules : float or None
     """
 
-    def __init__(self, *, device: str, clock: Clock, index: int = 0) -> None:
+    def __init__(self, *, device: str, clock: Clock) -> None:
         self._nvml = _open_nvml() if device == "cuda" else None
         self._clock = clock
-        self._index = index
         self._before: float | None = None
         self._since = 0
         self.joules: float | None = None
@@ -58,10 +58,15 @@ class EnergyMeter:
         if self._nvml is None:
             return None
         try:
-            handle = self._nvml.nvmlDeviceGetHandleByIndex(self._index)
+            handle = self._nvml.nvmlDeviceGetHandleByUUID(_board())
             return self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
         except self._nvml.NVMLError:  # older boards have no such counter
             return None
+
+
+def _board() -> str:
+    """Name the current CUDA device as NVML does."""
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
 def _open_nvml() -> Any:
