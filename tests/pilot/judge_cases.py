@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 
 from sma_pilot.judge.measurements import AlignedSlice, ArmScores, LatencySample, Leg, Measurements
+from sma_pilot.judge.result import Result
 from sma_pilot.plan import Plan
+
+HEADLINE = "quality/loss_event_recall"
+BOTH = ("validation", "judged")
+GATES = (HEADLINE, "quality/unscored_by_candidate", "latency/ratio_p95", "memory/ratio")
 
 MINUTE = 60 * 10**9
 START = 1_700_000_040 * 10**9  # on a full minute
@@ -174,3 +179,35 @@ def make_measurements(
         "environment": {"cpu": "none"},
     }
     return Measurements(**{**fields, **changes})
+
+
+def statuses(result: Result) -> dict[str, str]:
+    """Return the status of each gate."""
+    return {kpi.name: kpi.status for kpi in result.kpis if kpi.is_gate}
+
+
+def reason(result: Result, kpi: str) -> str:
+    """Return what the verdict says of a figure."""
+    return next(item.text for item in result.reasons if item.kpi == kpi)
+
+
+def only_open_gate(result: Result, gate: str) -> None:
+    """All gates pass but one, which is inconclusive, and so is the verdict."""
+    assert statuses(result) == {**dict.fromkeys(GATES, "pass"), gate: "inconclusive"}
+    assert result.verdict == "inconclusive"
+
+
+def rescored(
+    measurements: Measurements, arms: tuple[str, ...], slices: tuple[str, ...], value: float
+) -> Measurements:
+    """Return the same with one score for every row of these arms in these slices."""
+    scores = {
+        name: {
+            arm: replace(table, score=np.full(table.rows, value, np.float32))
+            if arm in arms and name in slices
+            else table
+            for arm, table in tables.items()
+        }
+        for name, tables in measurements.scores.items()
+    }
+    return replace(measurements, scores=scores)

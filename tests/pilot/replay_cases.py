@@ -55,6 +55,7 @@ def make_dataset(
     names: tuple[str, ...] = ("x", "y", "z"),
     center: float = 0.0,
     provenance: dict[str, Any] | None = None,
+    named: tuple[str, ...] | None = None,
 ) -> PreparedDataset:
     """Noisy waves with failures; a precursor precedes each, so that alarms can be learned."""
     rng = np.random.default_rng(seed)
@@ -68,7 +69,7 @@ def make_dataset(
         else (),
         classes=("usual", "before an event"),
         period_ns=MINUTE,
-        entities=[f"machine {i}" for i in range(entities)],
+        entities=named or [f"machine {i}" for i in range(entities)],
         splits=("train", "validation", "judged"),
         provenance=provenance or {},
     ) as writer:

@@ -180,6 +180,14 @@ def test_what_cannot_be_decided_is_asked(
         init_plan([Path("a.parquet")], data_dir=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["app.log", "app.txt", "a\x1b[31m.log"])
+def test_of_plain_lines_it_says_what_to_write_by_hand(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("2024-01-01 00:00:00 INFO served /a\n")
+    with pytest.raises(LogError, match=r"plain lines.* log\.lines\.pattern .*check") as told:
+        _init(tmp_path, name)
+    assert "\x1b" not in str(told.value)
+
+
 def test_options_settle_it(tmp_path: Path) -> None:
     columns = {
         "date": START + 10**9 * np.arange(400),

@@ -1,5 +1,6 @@
 """Recording in an MLflow server of the company's: which store it is, and a server that is away."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from sma_pilot import cli, pilot
 from sma_pilot.cli import steps
 from sma_pilot.errors import PilotError, RunError, TrackingError
+from sma_pilot.mlflow_access import meaning_of
 from sma_pilot.run_folder import RunFolder
 from sma_pilot.store import store_uri
 from sma_pilot.tracking_server import printable, require_answer, tracking_uri
@@ -51,6 +53,8 @@ def answering() -> Iterator[Any]:
             self.paths.append(self.path)
             self.send_response(self.status)
             self.end_headers()
+
+        do_POST = do_GET
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             pass
@@ -174,6 +178,42 @@ def test_who_only_stands_before_it_is_not_the_server(answering: Any, status: int
     answering.status = status
     with pytest.raises(TrackingError, match=f"no MLflow server answers there: .*{status}"):
         require_answer(answering.uri)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, r"it refuses who asks \(401\): set MLFLOW_TRACKING_USERNAME"),
+        (403, r"it does not allow this to who asks \(403\)"),
+        (404, "does not speak as an MLflow server: .*404 != 200; mend the address"),
+    ],
+)
+def test_a_server_that_refuses_is_told_of_before_a_pilot_begins(
+    answering: Any, status: int, message: str, tmp_path: Path
+) -> None:
+    answering.status = status
+    uri = answering.uri.replace("//", "//ada:secret@")
+    out = tmp_path / "runs"
+    done = ask("run", str(tmp_path / "pilot.toml"), "--out", str(out), "--tracking-uri", uri)
+    assert isinstance(done.exception, TrackingError)
+    assert re.search(message, str(done.exception))
+    assert "secret" not in str(done.exception)
+    assert not out.exists()
+
+
+def test_what_mlflow_says_is_a_line_without_a_page_or_a_password() -> None:
+    error = OSError("http://ada:secret@host\nis\x1b[31m away. Response body: '<html>'")
+    assert meaning_of(error, "http://ada:secret@host") == "http://ada:***@host is [31m away"
+    assert len(meaning_of(OSError("x" * 5000), SERVER)) < 400
+
+
+def test_of_a_server_the_ui_is_its_own(answering: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{answering.uri.replace('//', '//a:b@')}/mlflow/")
+    done = ask("ui")
+    pages = f"{answering.uri}/mlflow/#/experiments?workflowType=machine_learning"
+    assert (done.exit_code, done.stdout) == (0, f"{pages}\n")
+    done = ask("ui", "--out", "absent")
+    assert "no MLflow store here yet" in str(done.exception)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sma_pilot.mlflow_environment  # noqa: F401  (before MLflow)
@@ -19,16 +19,19 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, LoggedModel, Metric, Param, Run, RunTag
+    from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from sma_pilot.dashboard import VIEW_TAG, shared_view, view_link
+from sma_pilot.errors import TrackingError
 from sma_pilot.plan import Plan
 from sma_pilot.report.entries import ARM_TAG, LOOK_TAG, PLAN_TAG, STAGE_TAG, Entries
 from sma_pilot.report.markdown import escape_markdown
 from sma_pilot.report.monitor_entries import look_metrics
 from sma_pilot.report.svg import Drawing
 from sma_pilot.store import artifacts_beside, check_database, database_of, store_uri
+from sma_pilot.tracking_server import require_answer
 
 NOTE_TAG = "mlflow.note.content"
 PARENT_TAG = "mlflow.parentRunId"
@@ -101,13 +104,16 @@ class RunWriter:
 
     @contextmanager
     def _open(self, run: Run) -> Iterator[None]:
-        """Let the run end as it went: an exception leaves none ``RUNNING``."""
+        """Let the run end as it went: no exception leaves it ``RUNNING``, if the store answers."""
         run_id = run.info.run_id
         self._client.update_run(run_id, status="RUNNING")
         try:
             yield
         except BaseException:
-            self._client.set_terminated(run_id, status="FAILED")
+            # What went wrong is told, not that it cannot be told to a store that went away.
+            with suppress(TrackingError, MlflowException, OSError):
+                require_answer(self._uri)  # or MLflow would try for half a minute, run by run
+                self._client.set_terminated(run_id, status="FAILED")
             raise
         self._client.set_terminated(run_id, status="FINISHED")
 

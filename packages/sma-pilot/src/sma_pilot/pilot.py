@@ -36,6 +36,7 @@ from sma_pilot.stages.course import take_look
 from sma_pilot.stages.standing import Standing
 from sma_pilot.stages.standing import standing as standing_of
 from sma_pilot.stages.windows import window_of
+from sma_pilot.store import database_of
 
 
 def prepare(plan: Plan, data: Path, run: RunFolder, on_progress: OnProgress) -> PreparedDataset:
@@ -72,6 +73,14 @@ def report(run: RunFolder, out: Path | None = None) -> Path:
     if run.stage is None and run.load_plan().stages:
         return write_stages_report(run, out)
     return write_report(run.path, out)
+
+
+def require_store(store: str) -> None:
+    """Raise TrackingError unless the MLflow server at `store` answers and lets itself be read."""
+    if database_of(store) is None:
+        from sma_pilot.mlflow_access import require_access  # MLflow takes seconds to import
+
+        require_access(store)
 
 
 def track(run: RunFolder, store: str) -> str:

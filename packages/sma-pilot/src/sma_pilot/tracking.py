@@ -2,13 +2,12 @@
 
 A pilot in stages has a child run for each stage, and the arms are children of these.
 
-With `mlflow_runs`, on which it stands, the only module that imports mlflow. Runs are found by tags,
-never by name: tracking a pilot again brings its runs up to date. What they say is in
+With `mlflow_runs`, on which it stands, the only module that writes to MLflow. Runs are found by
+tags, never by name: tracking a pilot again brings its runs up to date. What they say is in
 `report.entries`; this module writes it.
 """
 
 import json
-import logging
 import shutil
 import tempfile
 import warnings
@@ -47,6 +46,7 @@ from sma_pilot.decision.record import Decision
 from sma_pilot.decision.verification import verify
 from sma_pilot.errors import RunError, TrackingError
 from sma_pilot.judge.measurements import CANDIDATE
+from sma_pilot.mlflow_access import meaning_of, quieten
 from sma_pilot.mlflow_looks import LooksRecorder
 from sma_pilot.monitor.look import load_looks
 from sma_pilot.registry import register
@@ -97,7 +97,7 @@ def track(run_path: Path, store: str, stage: str | None = None) -> str:
         When no server answers, or the store cannot be opened or written. A run of the pilot that
         was begun then ends as ``FAILED``, and tracking again mends it.
     """
-    _quieten()
+    quieten()
     run = RunFolder.open(run_path)
     staged = run.stage is None and bool(run.load_plan().stages)
     evidence = None if staged else Evidence.read(run_path)
@@ -108,8 +108,8 @@ def track(run_path: Path, store: str, stage: str | None = None) -> str:
         return _Recorder(evidence, store).record()
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            printable(f"{store}: {run_path} cannot be recorded: {error}; ", store)
-            + "mend the store and run `sma-pilot track` again"
+            f"{printable(store, store)}: {run_path} cannot be recorded: "
+            f"{meaning_of(error, store)}; mend the store and run `sma-pilot track` again"
         ) from error
 
 
@@ -139,20 +139,15 @@ def track_looks(run_path: Path, store: str) -> list[str]:
     looks = load_looks(run).looks
     if not looks:
         return []
-    _quieten()
+    quieten()
     require_answer(store)
     try:
         return LooksRecorder(run, store).record(looks)
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            printable(f"{store}: the looks of {run_path} cannot be recorded: {error}; ", store)
-            + "mend the store and run `sma-pilot track` again"
+            f"{printable(store, store)}: the looks of {run_path} cannot be recorded: "
+            f"{meaning_of(error, store)}; mend the store and run `sma-pilot track` again"
         ) from error
-
-
-def _quieten() -> None:
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 class _StagesRecorder(RunWriter):

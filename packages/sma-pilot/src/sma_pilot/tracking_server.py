@@ -85,6 +85,13 @@ def require_answer(uri: str) -> None:
     )
 
 
+def pages_of(uri: str) -> str:
+    """Return where a browser finds the pages of the server at `uri`, without a password."""
+    parts = urlsplit(uri)
+    place = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/"))
+    return f"{urlunsplit(place)}/#/experiments?workflowType=machine_learning"
+
+
 def printable(text: str, uri: str) -> str:
     """Return a text in which an address may stand without the address's password."""
     user = uri.partition("://")[2].partition("/")[0].rpartition("@")[0]

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from sma_pilot.errors import TrackingError
 from sma_pilot.store import artifacts_beside, check_database, store_uri
+from sma_pilot.tracking_server import pages_of
 
 _START_SECONDS = 120.0  # a cold start on a slow disk takes some ten
 _STOP_SECONDS = 5.0
@@ -64,7 +65,7 @@ def serve_ui(
         try:
             _wait_until_ready(server, log, host, port)
             root = f"http://{_address(host)}:{port}"
-            say(f"MLflow shows {db} at\n\n    {root}/#/experiments?workflowType=machine_learning\n")
+            say(f"MLflow shows {db} at\n\n    {pages_of(root)}\n")
             say("Ctrl-C ends it")
             code = server.wait()
         except KeyboardInterrupt:

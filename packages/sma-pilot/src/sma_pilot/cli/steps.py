@@ -121,11 +121,10 @@ def run(
     Example: `sma-pilot run experiments/pilots/smd.toml --data logs/`
     """
     from sma_pilot import pilot
-    from sma_pilot.tracking_server import require_answer
 
     sharding = sharding_over(address, shards)
     store = store_for(tracking_uri, None, out)
-    require_answer(store)  # hours before it is needed
+    pilot.require_store(store)  # hours before it is needed
     frozen, folder = _open(plan, out)
     go, failure = pilot.run_stages if frozen.stages else pilot.run_pilot, None
     with progress_shown() as progress:

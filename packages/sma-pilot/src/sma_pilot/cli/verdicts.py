@@ -9,7 +9,6 @@ import typer
 from sma_pilot.cli.base import (
     AsJson,
     ExitByVerdict,
-    OutFolder,
     RunPath,
     StageName,
     TrackingUri,
@@ -180,14 +179,27 @@ def verify(
 
 @app.command()
 def ui(
-    out: OutFolder = Path("runs"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the MLflow store; runs unless told.", metavar="DIR"),
+    ] = None,
+    tracking_uri: TrackingUri = None,
     host: Annotated[str, typer.Option(help="Address to bind; loopback unless told.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
-    """Open the MLflow UI on the store that `run` and `demo` write.
+    """Open the MLflow UI on the store that `run` and `demo` write; of a server, tell its pages.
 
     Example: `sma-pilot ui --port 5001`
     """
+    from sma_pilot.store import database_of
+    from sma_pilot.tracking_server import pages_of, require_answer
     from sma_pilot.ui import serve_ui
 
-    serve_ui(out / "mlflow.db", port=port, host=host)
+    store = store_for(tracking_uri, out, Path("runs"))
+    database = database_of(store)
+    if database is not None:
+        serve_ui(database, port=port, host=host)
+    else:
+        require_answer(store)
+        say("pilots are recorded in a server, which shows them itself:")
+        typer.echo(pages_of(store))

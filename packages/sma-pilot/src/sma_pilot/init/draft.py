@@ -14,7 +14,7 @@ from sma_pilot.init.columns import Parts, could_be_entities, guess_parts
 from sma_pilot.init.plan_text import Draft, plan_text
 from sma_pilot.init.profile import Profile, find_log_files, take_profile
 from sma_pilot.logs.facts import LogFacts, collect_facts
-from sma_pilot.logs.files import FORMATS, open_files
+from sma_pilot.logs.files import FORMATS, format_of, open_files, printable
 from sma_pilot.logs.leakage import SUSPICIOUS
 from sma_pilot.logs.reader import LogReader
 from sma_pilot.logs.slices import JUDGED
@@ -64,6 +64,7 @@ def init_plan(
     data_dir = Path() if data_dir is None else data_dir
     paths = find_log_files(log_paths, data_dir)
     patterns = _patterns(paths, data_dir)
+    _refuse_lines(paths)
     files = open_files(patterns, data_dir)
     profile = take_profile(files, on_progress)
     parts = guess_parts(profile, files, time, entity, label)
@@ -78,6 +79,19 @@ def init_plan(
     text = plan_text(_draft(parts, facts, patterns, borders, paths))
     parse_plan(text, "the plan just written")
     return text
+
+
+def _refuse_lines(paths: Sequence[Path]) -> None:
+    """Say what to write by hand: no one can guess what the words of a line mean."""
+    for path in paths:
+        if format_of(path) == "lines":
+            raise LogError(
+                f"{printable(path)}: plain lines, of which no plan can be drafted: only you know "
+                "what their words mean. Copy the plan for lines in docs/tasks.md; say in "
+                "log.lines.pattern how a line is cut into columns, in log.text.column which of "
+                "them is the text, and in log.text.session or log.entity what belongs together; "
+                "then run `sma-pilot check`"
+            )
 
 
 def _look(
