@@ -172,7 +172,8 @@ def test_the_slurm_script_starts_a_head_then_workers_then_the_study(
     size = "--num-cpus=16 --num-gpus=1 --block"
     # Side by side: stand-ins come up at once, so either may write its line first.
     assert {call for call in calls if call.startswith("ray start")} == {
-        "ray start --head --node-ip-address=10.0.0.1 --port=21234 --include-dashboard=false " + size,
+        "ray start --head --node-ip-address=10.0.0.1 --port=21234 --include-dashboard=false "
+        + size,
         f"ray start --address={address} {size}",
     }
     assert calls.index(f"ray health-check --address {address}") < calls.index(study)
