@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Stdout is for results: a server's addresses of every run would stand amid them.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # A study ends no later for a store that is away: seconds, not the minutes of mlflow's patience.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
