@@ -18,7 +18,8 @@ from tests.eval.studies import finished, tiny_study, tiny_trials
 from sma_eval.errors import FolderError, StudyError
 from sma_eval.folder import StudyFolder
 from sma_eval.records import Report, TrialRecord
-from sma_eval.sweep import client
+from sma_eval.resources import Resources
+from sma_eval.sweep import client, cluster
 
 
 class Remote:
@@ -124,6 +125,19 @@ def test_the_folder_is_written_there_and_the_others_hear_all_in_order(
     assert folder.read_records()[0].status == "pending"
 
 
+def test_a_sweep_ends_only_when_its_last_word_is_in_the_mailbox(
+    ray: Ray, folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = [TrialRecord(trial=one, status="running") for one in folder.trials]
+    sweeping(monkeypatch, [(record, None) for record in sent])
+    mailbox = SimpleNamespace(put=SimpleNamespace(remote=lambda record, report: record))
+    waited_for: list[Any] = []
+    monkeypatch.setattr(ray, "get", waited_for.append)
+    rest: Any = {"attempt": "attempt-000"}
+    client._sweep_there(mailbox, folder.study, rest, [], root=folder.path, **rest)
+    assert waited_for == sent[-1:]
+
+
 def test_ctrl_c_cancels_the_sweep_there_and_hears_it_out(
     ray: Ray, folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,3 +214,30 @@ def test_a_sweep_waits_for_the_one_of_a_driver_that_died(tmp_path: Path) -> None
         with client._alone(tmp_path, 60.0):
             assert ended.is_set()
         ending.join()
+
+
+@pytest.mark.parametrize(("address", "waits"), [("ray://head:10001", True), ("auto", False)])
+def test_joining_by_the_client_waits_for_the_folder(
+    address: str, waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[Path] = []
+    monkeypatch.setattr(cluster, "await_folder", waited.append)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    with cluster.connected(address, Resources(), tmp_path):
+        assert waited == ([tmp_path] if waits else [])
+
+
+def test_a_servers_traceback_becomes_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise ConnectionError(
+            "Initialization failure from server:\nTraceback\n  x\nError: a zombie\n"
+        )
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr(cluster, "require_answer", lambda *told: None)
+    told = pytest.raises(StudyError, match=r"failure from server: \.\.\. Error: a zombie$")
+    with told, cluster.connected("ray://head:10001", Resources(), tmp_path):
+        pass
