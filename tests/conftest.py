@@ -5,9 +5,13 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
+
+if TYPE_CHECKING:
+    from tests.mlflow_server import MLflowServer
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # nobody's own server is written to
@@ -49,3 +53,14 @@ def real_logs() -> Path:
     if not folder or not (Path(folder) / "smd").is_dir():
         pytest.skip("the public logs are not here: set SMA_DATA to the folder that holds smd/")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[MLflowServer]":
+    """Start a real MLflow server; it takes some ten seconds."""
+    from tests.mlflow_server import MLflowServer  # a bare GPU box has this file alone
+
+    server = MLflowServer(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()

@@ -1,6 +1,5 @@
 """A study recorded in a real MLflow server over http, and one that dies on the way."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from sma_eval.tracker import Tracker
 from sma_eval.tracking import StudyRuns
 
 pytestmark = slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
-    server = MLflowServer(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
 
 
 def test_a_study_is_recorded_over_http_also_past_a_server_that_dies(
