@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=8)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--models", default="packed,capacity,transformer")
+    parser.add_argument("--compile", default="none,layers,model")
     options = parser.parse_args()
     training = TrainingConfig(
         window=options.window,
@@ -79,13 +80,15 @@ def main() -> None:
         checkpoint_every=options.steps,
         precision="bfloat16",
     )
-    print("| model | compile | step, ms | tokens/s | first step, s |\n|---|---|---|---|---|")
+    print("| model | compile | step, ms | ± IQR | tokens/s | first step, s |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = noise(folder / "data", options.window * (options.batch + 1))
+        # Whole batches: a shorter one would be filled up, or be less work.
+        data = noise(folder / "data", 4 * options.batch * options.window + 1)
         known = models(options.width, options.layers, options.stride)
         for label in options.models.split(","):
-            for how in ("none",) if label == "packed" else ("none", "layers", "model"):
+            for how in ["none"] if label == "packed" else options.compile.split(","):
                 times = [time.perf_counter()]
                 fit(
                     known[label],
@@ -97,10 +100,11 @@ def main() -> None:
                 )
                 # The last step evaluates and saves; the first ones compile and record.
                 each = [1000 * (b - a) for a, b in itertools.pairwise(times[5:-1])]
-                step = statistics.median(each)
+                low, step, high = statistics.quantiles(each, n=4)
                 rate = options.batch * options.window / step * 1000
                 first = times[1] - times[0]
-                print(f"| {label} | {how} | {step:.1f} | {rate:,.0f} | {first:.1f} |", flush=True)
+                cells = (f"{step:.1f}", f"{high - low:.1f}", f"{rate:,.0f}", f"{first:.1f}")
+                print(f"| {' | '.join((label, how, *cells))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """On a CUDA device the model gives what it gives on the CPU: passes, gradients, streams, fits."""
 
+import itertools
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +107,30 @@ def test_training_on_the_device_leaves_a_checkpoint_for_the_cpu(tmp_path: Path) 
     assert model.head.weight.device.type == "cpu"
     numeric = torch.randn(1, 8, config.inputs.numeric)
     assert model(Inputs(numeric)).prediction.isfinite().all()
+
+
+def test_a_training_step_waits_for_the_device_once(tmp_path: Path) -> None:
+    config = replace(small_sma(), dispatch="capacity", capacity=1.0)
+    training = replace(SHORT, max_steps=8, evaluate_every=8, checkpoint_every=8)
+    waits: list[int] = []
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            fit(
+                config,
+                sine_dataset(tmp_path / "data"),
+                training,
+                tmp_path / "model",
+                device="cuda",
+                on_progress=lambda _: waits.append(
+                    sum("synchronizing" in str(warning.message) for warning in seen)
+                ),
+            )
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    # The first steps move tables to the device, the last one evaluates and saves.
+    assert [b - a for a, b in itertools.pairwise(waits[2:-1])] == [1, 1, 1, 1]
 
 
 def autocast_and_plain(device: str, *, bidirectional: bool) -> tuple[Tensor, Tensor]:

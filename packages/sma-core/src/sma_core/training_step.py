@@ -10,7 +10,7 @@ import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -58,6 +58,17 @@ class StepResult:
     stop: bool
 
 
+class _Share(NamedTuple):
+    """What this process computes of a step.
+
+    `steps` are the time steps of each part that are no padding, `weight` is that of all targets.
+    """
+
+    parts: list[Batch]
+    steps: list[int]
+    weight: float
+
+
 class Stepper:
     """Takes the steps of a run.
 
@@ -88,7 +99,7 @@ class Stepper:
         self._batches = batches
         self._training = training
         self._parallel = parallel
-        self._ahead: tuple[int, list[Batch]] | None = None  # of the step that comes next
+        self._ahead: tuple[int, _Share] | None = None  # of the step that comes next
 
     def take(self, step: int, device: torch.device | str, *, stop: bool = False) -> StepResult:
         """Take the step after `step` earlier ones.
@@ -105,7 +116,7 @@ class Stepper:
         Raises
         ------
         DivergenceError
-            The gradient is not finite, in every process alike.
+            The gradient is not finite, in every process alike. The weights are spoilt by then.
         """
         training, parallel, model = self._training, self._parallel, self._spread.model
         torch.manual_seed(noise_seed(training.seed, step, parallel.rank))
@@ -114,28 +125,24 @@ class Stepper:
         set_progress(model, step / training.max_steps)
         model.train()
         ahead, self._ahead = self._ahead, None
-        parts = ahead[1] if ahead is not None and ahead[0] == step else self._parts(step)
+        own = ahead[1] if ahead is not None and ahead[0] == step else self._read(step, device)
         head, positive_weight = model.config.head, training.positive_weight
-        weights = sum(task_weight(head, part, positive_weight).item() for part in parts)
-        weight, steps, stops = parallel.sum(
-            [float(weights), float(sum(map(steps_of, parts))), float(stop)]
-        )
+        weight, steps, stops = parallel.sum([own.weight, float(sum(own.steps)), float(stop)])
 
         self._optimizer.zero_grad()
         # Read once, at the end: to read one would wait for the device, and then it for the host.
         losses: list[Tensor] = []
         rates: list[Tensor] = []
         shares: list[float] = []
-        for number, part in enumerate(parts):
-            count = steps_of(part)
+        for number, (part, count) in enumerate(zip(own.parts, own.steps, strict=True)):
             share = count / max(steps, 1.0)
             batch = part.to(device)
-            with self._spread.backward(last=number == len(parts) - 1):
+            with self._spread.backward(last=number == len(own.parts) - 1):
                 with self._autocast(device):
                     outputs = self._spread.module(batch.inputs)
                 task = task_loss(head, outputs.prediction, batch, positive_weight)
                 # A tensor, for its division is rounded as that of `TaskLoss.mean` is.
-                mean = task.total / task.total.new_tensor(max(weight, 1e-9))
+                mean = task.total / task.total.new_full((), max(weight, 1e-9))
                 objective = mean
                 if outputs.decisions:
                     valid = batch.inputs.valid
@@ -148,8 +155,9 @@ class Stepper:
                 (objective * parallel.size).backward()
             losses.append(mean.detach())
         norm = whole(nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip))
+        self._optimizer.step()
         if step + 1 < training.max_steps:  # read while the device computes
-            self._ahead = step + 1, self._parts(step + 1)
+            self._ahead = step + 1, self._read(step + 1, device)
         *read, length = torch.stack([*losses, *rates, norm]).tolist()
         ran = sum(map(operator.mul, shares, read[len(losses) :]), 0.0)
         loss, rate = parallel.sum([sum(read[: len(losses)], 0.0), ran])
@@ -158,24 +166,29 @@ class Stepper:
                 f"step {step + 1}: the gradient is not finite (loss {loss:g}): lower "
                 "learning_rate, or look for extreme values in the data"
             )
-        self._optimizer.step()
         return StepResult(loss=loss, rate=rate if rates else None, steps=int(steps), stop=stops > 0)
 
-    def _parts(self, step: int) -> list[Batch]:
+    def _read(self, step: int, device: torch.device | str) -> _Share:
         """Cut this process's share of each part; what a part holds does not depend on their number.
 
         Windows of a batch are sorted by length, so that dealing them out evens the load.
         """
-        parts, size, rank = (
+        count, size, rank = (
             self._training.accumulation_steps,
             self._parallel.size,
             self._parallel.rank,
         )
         fixed = self._training.compile != "none"  # graphs know one shape
-        return [
-            self._batches.batch(step, part=number + parts * rank, parts=parts * size, fixed=fixed)
-            for number in range(parts)
+        parts = [
+            self._batches.batch(step, part=number + count * rank, parts=count * size, fixed=fixed)
+            for number in range(count)
         ]
+        head, positive_weight = self._spread.model.config.head, self._training.positive_weight
+        weight = sum(task_weight(head, part, positive_weight).item() for part in parts)
+        steps = [steps_of(part) for part in parts]
+        if torch.device(device).type == "cuda":
+            parts = [part.pinned() for part in parts]
+        return _Share(parts, steps, float(weight))
 
     def _rates(
         self, decisions: Sequence[RoutingDecision], batch: Batch, count: int

@@ -4,7 +4,7 @@
 was interrupted goes on with the batch that was next.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +43,15 @@ class Batch:
     mask: Bool[Tensor, "B T"]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Copy to another device."""
-        return Batch(self.inputs.to(device), self.target.to(device), self.mask.to(device))
+        """Copy to another device; what is pinned is copied without a wait."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def pinned(self) -> "Batch":
+        """Copy to memory that a GPU reads by itself."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(self.inputs.map(function), function(self.target), function(self.mask))
 
 
 class WindowSampler:
