@@ -30,6 +30,7 @@ _TEXT_FORMS = (
     "%Y%m%d%H%M%S",
 )
 _AMBIGUOUS = ("%m/%d/%Y", "%d/%m/%Y")
+_HELD_BY_64_BITS = (pl.lit(datetime(1678, 1, 1)), pl.lit(datetime(2262, 1, 1)))
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _nanoseconds(rough: pl.Expr, exact: pl.Expr) -> pl.Expr:
 
     Years such as 1 and 9999, which stand for "no date" in many a database, would wrap around.
     """
-    inside = rough.is_between(datetime(1678, 1, 1), datetime(2262, 1, 1))
+    inside = rough.is_between(*_HELD_BY_64_BITS)
     return pl.when(inside).then(exact.cast(pl.Datetime("ns"), strict=False).cast(pl.Int64))
 
 
@@ -142,7 +143,7 @@ def decide_forms(samples: Mapping[str, pl.Series], column: str) -> dict[str, Tim
 
 def is_ambiguous(sample: pl.Series) -> bool:
     """Tell whether `sample` reads as day-first and as month-first dates alike."""
-    days = {day for day in _AMBIGUOUS for f in fitting_forms(sample) if f.name.startswith(day)}
+    days = {day for f in fitting_forms(sample) for day in _AMBIGUOUS if f.name.startswith(day)}
     return len(days) == len(_AMBIGUOUS)
 
 
@@ -168,9 +169,11 @@ def fitting_forms(sample: pl.Series) -> list[TimeForm]:
     else:
         return []
     frame = values.to_frame("value")
-    reads = [TimeForm(name).read(pl.col("value"), dtype).alias(name) for name in names]
-    missed = frame.select(reads).null_count().row(0, named=True)
-    return [TimeForm(name) for name, count in missed.items() if count == 0]
+    for part in (frame.head(1), frame):  # nearly all forms fail at the first value
+        reads = [TimeForm(name).read(pl.col("value"), dtype).alias(name) for name in names]
+        missed = part.select(reads).null_count().row(0, named=True)
+        names = [name for name, count in missed.items() if count == 0]
+    return [TimeForm(name) for name in names]
 
 
 def _first(sample: pl.Series) -> object:
