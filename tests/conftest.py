@@ -3,12 +3,14 @@
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
+from tests.core.shapes import unchecked_shapes
 
 if TYPE_CHECKING:
     from tests.mlflow_server import MLflowServer
@@ -29,9 +31,8 @@ if find_spec("beartype") is not None:
 @pytest.fixture(scope="module", autouse=True)
 def shapes_checked_once(request: pytest.FixtureRequest) -> Iterator[None]:
     """Check shapes in the core's own tests: those of what is built on it would do so again."""
-    jaxtyping.config.update("jaxtyping_disable", "core" not in request.path.parts)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with nullcontext() if "core" in request.path.parts else unchecked_shapes():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,13 +15,13 @@ from shutil import which
 from typing import Any
 from unittest.mock import patch
 
-import jaxtyping
 import numpy as np
 import onnx
 import pytest
 import torch
 from experiments.onnx_stepper import OnnxStepper
 from tests.core.models import POOL, random_inputs, small_config, small_model
+from tests.core.shapes import unchecked_shapes
 from tests.slow import slow
 from tests.tolerances import TOLERANCES, assert_close
 from torch import Tensor
@@ -77,11 +77,10 @@ SIZES = [[1], [5, 2, 5], [64], [130, 100], [700]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unchecked_shapes() -> Iterator[None]:
+def nothing_compared_in_a_trace() -> Iterator[None]:
     """Shape checks compare sizes, which a trace takes for facts about all inputs."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with unchecked_shapes():
+        yield
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from jaxtyping import config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.core.models import random_inputs, small_config, small_model
+from tests.core.shapes import unchecked_shapes
 from tests.slow import slow
 from tests.tolerances import assert_close
 from torch import Tensor
@@ -46,9 +47,8 @@ from sma_core import (
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:
     """Signatures as users have them: the checks of the test run are off."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
+    with unchecked_shapes():
+        yield
 
 
 ENTITIES: tuple[str | int, ...] = ("pump", "fan", 3, 2**40, "Ω 7")
@@ -120,11 +120,13 @@ class Schedule(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.least = patch("sma_core.fleet.LEAST_CAPACITY", 1)  # so that few entities move memory
-        self.least.start()
+        self.around = ExitStack()
+        self.around.enter_context(unchecked_shapes())
+        # So that few entities move memory.
+        self.around.enter_context(patch("sma_core.fleet.LEAST_CAPACITY", 1))
 
     def teardown(self) -> None:
-        self.least.stop()
+        self.around.close()
 
     @initialize(name=st.sampled_from(NAMES))
     def start(self, name: str) -> None:

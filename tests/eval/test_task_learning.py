@@ -1,11 +1,9 @@
 """A small model learns a tiny variant of every generated task far above chance."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from jaxtyping import config
 from tests.eval.studies import study_text
 
 from sma_eval.experiment import list_trials
@@ -20,14 +18,6 @@ TINY = {
     "listops": ("max_depth = 2\nmax_arguments = 3\nmin_length = 1\nmax_length = 6", 60, 0.35),
 }
 SPLITS = "train_sequences = 1024\nvalidation_sequences = 64\ntest_sequences = 256"
-
-
-@pytest.fixture(autouse=True)
-def plain_speed() -> Iterator[None]:
-    """Shapes are checked elsewhere; here training would take four times as long."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 def test_every_generated_task_is_tried_here() -> None:

@@ -24,16 +24,9 @@ class TensorState:
 
     def map(self: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
         """Build a new tree with `function` applied to every tensor."""
-
-        def visit(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return function(value)
-            if isinstance(value, TensorState):
-                return value.map(function)
-            return [visit(item) for item in value] if isinstance(value, list) else value
-
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return dataclasses.replace(self, **{f.name: visit(getattr(self, f.name)) for f in fields})  # type: ignore[type-var]
+        mapped = {f.name: _map(getattr(self, f.name), function) for f in fields}
+        return dataclasses.replace(self, **mapped)  # type: ignore[type-var]
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +53,15 @@ class TensorState:
     def to(self: Tree, device: Any) -> Tree:
         """Copy to another device."""
         return self.map(lambda tensor: tensor.to(device))
+
+
+def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Map what a field or a list holds; what is neither tensor, state nor list stays."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, TensorState):
+        return value.map(function)
+    return [_map(item, function) for item in value] if isinstance(value, list) else value
 
 
 def _walk(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
