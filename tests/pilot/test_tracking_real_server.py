@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +120,32 @@ def test_a_server_that_dies_amid_a_record_is_caught_up_with(
         assert model.predict({"numeric": rows})["prediction"].shape == (1, 3, len(CHANNELS))
     shutil.rmtree(RunFolder(run.path).replay)
     assert typed("track", str(run.path), "--tracking-uri", server.uri)[0] == 2, "a damaged run"
+
+
+def test_a_record_that_is_killed_is_caught_up_with(
+    server: MLflowServer, tmp_path: Path, typed: Any
+) -> None:
+    """By SIGKILL, once its first run stands in the server and before the last one has ended."""
+    run = make_run(tmp_path, days=4, name="killed")
+    words = ("track", str(run.path), "--tracking-uri", server.uri)
+    client = MlflowClient(tracking_uri=server.uri)
+
+    def recorded() -> list[str]:
+        """Status of each run of this pilot."""
+        experiments = client.search_experiments(filter_string="name LIKE '%killed'")
+        found = client.search_runs([e.experiment_id for e in experiments]) if experiments else []
+        return [run.info.status for run in found]
+
+    with subprocess.Popen([str(Path(sys.executable).with_name("sma-pilot")), *words]) as process:
+        while not recorded() and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert "RUNNING" in recorded()
+
+    code, _, err = typed(*words)
+    assert code == 0, err
+    assert recorded() == ["FINISHED"] * 4  # the pilot and its three arms, none twice
 
 
 def test_an_address_beside_the_server_is_told_of_before_anything_is_written(
