@@ -1,7 +1,7 @@
 """Each entity of a fleet gets what a stream of its own gives, whatever the others do."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -42,14 +42,6 @@ from sma_core import (
     TransformerConfig,
     build_model,
 )
-
-
-@pytest.fixture
-def unchecked_types() -> Iterator[None]:
-    """Signatures as users have them: the checks of the test run are off."""
-    with unchecked_shapes():
-        yield
-
 
 ENTITIES: tuple[str | int, ...] = ("pump", "fan", 3, 2**40, "Ω 7")
 STEPS = 40
@@ -301,7 +293,9 @@ def test_states_may_be_narrower_than_the_model() -> None:
 
 
 @slow
-def test_a_hundred_thousand_steps_equal_one_pass(tmp_path: Path, unchecked_types: None) -> None:
+def test_a_hundred_thousand_steps_equal_one_pass(
+    tmp_path: Path, unchecked_signatures: None
+) -> None:
     """In float32; the ring wraps 223 times, others come and go, the fleet is saved and loaded."""
     model = small_model(
         small_config(
@@ -364,7 +358,7 @@ class TestRefused:
         with pytest.raises(FleetError, match="a list of names, not the one name 'pump'"):
             fleet.admit("pump")
 
-    def test_a_name_that_no_file_can_hold(self, unchecked_types: None) -> None:
+    def test_a_name_that_no_file_can_hold(self, unchecked_signatures: None) -> None:
         with pytest.raises(FleetError, match=r"a name is a str or an int, not 1\.5"):
             small_fleet().admit([1.5])  # type: ignore[list-item]
 

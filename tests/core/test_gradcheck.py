@@ -12,6 +12,8 @@ from sma_core.attention import build_positions, windowed_attention
 from sma_core.ema import Coefficients, ema_chunked, ema_fft
 from sma_core.layer import SMALayer
 
+pytestmark = pytest.mark.usefixtures("unchecked_signatures")
+
 
 def leaf(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)

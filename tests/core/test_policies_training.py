@@ -36,6 +36,8 @@ from sma_core.objectives import activation_rates
 from sma_core.routing.straight_through import StraightThrough
 from sma_core.training import Progress, check_fit
 
+pytestmark = pytest.mark.usefixtures("unchecked_signatures")
+
 LEARNING = replace(
     SHORT,
     window=64,
