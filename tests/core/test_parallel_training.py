@@ -31,6 +31,7 @@ from sma_core.objectives import routing_loss, task_loss
 from sma_core.parallel import ALONE, Spread, join
 from sma_core.policy_configs import BudgetConfig, GumbelConfig, SigmoidConfig, TopKConfig
 from sma_core.training import TrainingConfig, fit
+from sma_core.training_step import Stepper
 
 needs_gloo = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()),
@@ -277,3 +278,17 @@ def test_joining_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match=r"has no GPU, there are 2: .*--nproc-per-node 2"):
         join(device="cuda").__enter__()
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_targets(data: Path) -> None:
+    """In one part and in several, where the parts have different numbers of targets."""
+    split = PreparedDataset.open(data / "sines").split("train")
+    sampler = WindowSampler(split, "forecast", window=16, batch_size=5)
+    for parts in (1, 3):
+        spread, batch = Spread(build_model(small_transformer()), ALONE), sampler.batch(0)
+        prediction = spread.model(batch.inputs).prediction
+        expected = task_loss(spread.model.config.head, prediction, batch).mean.item()
+        optimizer = torch.optim.AdamW(spread.model.parameters())
+        training = replace(BRIEF, batch_size=5, accumulation_steps=parts)
+        taken = Stepper(spread, optimizer, sampler, training, ALONE).take(0, "cpu")
+        assert taken.loss == pytest.approx(expected, rel=TOLERANCES["float32"].relative)
